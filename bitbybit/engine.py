@@ -1,0 +1,229 @@
+"""The fast path of hashed layers: encode, then correlate, as custom autograd functions.
+
+Computes what ``HashKernel.forward`` defines, for all tiles and positions at once.  The estimate
+needs a value for every (position, tile, tap, output): far more than fits in memory, so
+``correlate`` works on a few images at a time and computes them again in the backward pass.
+
+Letters: T tiles, N images, M positions (h * w) of an image, d features of a tile, k bits,
+J = taps * O columns.  Codes are +-1 as floats.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+
+CHUNK_ELEMENTS = 1 << 20  # values of (position, column) at once: 4 MiB stay in the last-level cache
+
+
+def _inverse(norms: Tensor) -> Tensor:
+    """1 / norms, and 0 for a zero vector, which has no direction."""
+    return torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
+
+
+class _Encode(Function):
+    """Codes and norms of tiled vectors, with the straight-through gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
+        norms = torch.linalg.vector_norm(x, dim=-1)
+        z = torch.bmm(x, projection.transpose(1, 2))
+        codes = torch.where(z >= 0, 1.0, -1.0).to(x.dtype)
+        ctx.save_for_backward(x, projection, norms)
+        return codes, norms
+
+    @staticmethod
+    def backward(ctx, grad_codes: Tensor, grad_norms: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, projection, norms = ctx.saved_tensors
+        inverse = _inverse(norms).unsqueeze(-1)
+        unit = x * inverse
+        grad_x = grad_projection = None
+        if ctx.needs_input_grad[0]:
+            grad_unit = torch.bmm(grad_codes, projection)
+            radial = (unit * grad_unit).sum(-1, keepdim=True)
+            grad_x = (grad_unit - unit * radial) * inverse + grad_norms.unsqueeze(-1) * unit
+        if ctx.needs_input_grad[1]:
+            grad_projection = torch.bmm(grad_codes.transpose(1, 2), unit)
+        return grad_x, grad_projection
+
+
+def encode(x: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
+    """Hashes vectors: ``codes = sign(P x/|x|)`` and ``norms = |x|``.
+
+    Args:
+        x: float[T, M, d].
+        projection: float[T, k, d].
+
+    Returns:
+        codes float[T, M, k] of +-1, norms float[T, M]; a zero vector has norm 0 and a code of ones.
+    """
+    return _Encode.apply(x, projection)
+
+
+class _SignOfQuotient(Function):
+    """``sign(u / n)`` with the gradient of ``u / n``; ``u`` and ``n`` come from convolutions."""
+
+    @staticmethod
+    def forward(ctx, u: Tensor, norms: Tensor) -> Tensor:
+        ctx.save_for_backward(u, norms)
+        return torch.where(u >= 0, 1.0, -1.0).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        u, norms = ctx.saved_tensors
+        inverse = _inverse(norms).unsqueeze(2)
+        scaled = grad * inverse
+        return scaled, -(scaled * u * inverse).sum(2)
+
+
+def encode_windows(
+    x: Tensor,
+    projection: Tensor,
+    tile_size: int,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """Hashes the windows of a padded image; projections are convolutions, windows are never copied.
+
+    Args:
+        x: float[N, c, h, w], padded and centred.
+        projection: float[k, f] with f = c * kh * kw in the order (c, ky, kx); tiles side by side.
+        tile_size: features in a tile; the last one may be smaller.
+
+    Returns:
+        codes float[T, N, oh * ow, k] of +-1 and norms float[T, N, oh * ow].
+    """
+    channels, (kh, kw), bits = x.shape[1], kernel_size, projection.shape[0]
+    taps, features = kh * kw, projection.shape[1]
+    all_codes, all_norms = [], []
+    squares = x.square()
+    for start in range(0, features, tile_size):
+        stop = min(start + tile_size, features)
+        low, high = start // taps, math.ceil(stop / taps)
+        surround = (start - low * taps, high * taps - stop)  # features of edge channels outside the tile
+        weight = F.pad(projection[:, start:stop], surround).view(bits, high - low, kh, kw)
+        mask = F.pad(x.new_ones(1, stop - start), surround).view(1, high - low, kh, kw)
+        u = F.conv2d(x[:, low:high], weight, stride=stride, dilation=dilation)
+        energy = F.conv2d(squares[:, low:high], mask, stride=stride, dilation=dilation)
+        is_zero = energy <= 0
+        norms = torch.where(is_zero, 0.0, torch.sqrt(torch.where(is_zero, 1.0, energy)))
+        codes = _SignOfQuotient.apply(u.unsqueeze(1), norms)
+        all_codes.append(codes[:, 0].flatten(2).transpose(1, 2))
+        all_norms.append(norms.flatten(1))
+    assert channels * taps == features
+    return torch.stack(all_codes), torch.stack(all_norms)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Where the columns of each tap land: ``y[i, j] += g[i - dy, j - dx]``.
+
+    Attributes:
+        size: (h, w) of the positions.
+        out_size: (oh, ow) of the result.
+        shifts: (dy, dx) for each tap.
+    """
+
+    size: tuple[int, int]
+    out_size: tuple[int, int]
+    shifts: tuple[tuple[int, int], ...]
+
+    def windows(self) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+        """For each tap, the slices of the result and of the positions that meet."""
+        pairs = []
+        for dy, dx in self.shifts:
+            target, source = [], []
+            for shift, length, out_length in ((dy, self.size[0], self.out_size[0]), (dx, self.size[1], self.out_size[1])):
+                low, high = max(0, shift), min(out_length, length + shift)
+                high = max(low, high)
+                target.append(slice(low, high))
+                source.append(slice(low - shift, high - shift))
+            pairs.append(((target[0], target[1]), (source[0], source[1])))
+        return pairs
+
+
+class _Correlate(Function):
+    """Sum over tiles and taps of ``norm * scale * sin(pi/2 s)``; see ``correlate``."""
+
+    @staticmethod
+    def forward(ctx, codes: Tensor, norms: Tensor, weight_codes: Tensor, scales: Tensor, fold: Fold) -> Tensor:
+        tiles, images, positions, bits = codes.shape
+        columns = weight_codes.shape[1]
+        outputs = columns // len(fold.shifts)
+        y = codes.new_zeros(images, *fold.out_size, outputs)
+        transposed = weight_codes.transpose(1, 2).contiguous()
+        windows = fold.windows()
+        for n0, n1 in _chunks(images, positions * columns):
+            total = None
+            for t in range(tiles):
+                g = torch.mm(codes[t, n0:n1].reshape(-1, bits), transposed[t])
+                g.mul_(math.pi / (2 * bits)).sin_().mul_(norms[t, n0:n1].reshape(-1, 1))
+                total = g.mul_(scales[t]) if total is None else total.addcmul_(g, scales[t])
+            assert total is not None
+            view = total.view(n1 - n0, *fold.size, len(windows), outputs)
+            for tap, (target, source) in enumerate(windows):
+                y[(slice(n0, n1), *target)] += view[(slice(None), *source, tap)]
+        ctx.save_for_backward(codes, norms, weight_codes, scales)
+        ctx.fold = fold
+        return y
+
+    @staticmethod
+    def backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        codes, norms, weight_codes, scales = ctx.saved_tensors
+        fold: Fold = ctx.fold
+        tiles, images, positions, bits = codes.shape
+        columns = weight_codes.shape[1]
+        grad_codes = torch.empty_like(codes)
+        grad_norms = torch.empty_like(norms)
+        grad_weight_codes = torch.zeros_like(weight_codes)
+        grad_scales = torch.zeros_like(scales)
+        transposed = weight_codes.transpose(1, 2).contiguous()
+        windows = fold.windows()
+        quarter = math.pi / (2 * bits)
+        outputs = columns // len(windows)
+        for n0, n1 in _chunks(images, positions * columns):
+            grad = grad_y.new_zeros(n1 - n0, *fold.size, len(windows), outputs)
+            for tap, (target, source) in enumerate(windows):
+                grad[(slice(None), *source, tap)] = grad_y[(slice(n0, n1), *target)]
+            grad = grad.view(-1, columns)
+            for t in range(tiles):
+                chunk = codes[t, n0:n1].reshape(-1, bits)
+                norm = norms[t, n0:n1].reshape(-1)
+                angle = torch.mm(chunk, transposed[t]).mul_(quarter)
+                value = torch.sin(angle).mul_(grad)
+                grad_norms[t, n0:n1] = torch.mv(value, scales[t]).view(n1 - n0, positions)
+                grad_scales[t] += torch.mv(value.t(), norm)
+                slope = angle.cos_().mul_(grad).mul_(norm.unsqueeze(1)).mul_(scales[t] * quarter)
+                torch.mm(slope, weight_codes[t], out=grad_codes[t, n0:n1].view(-1, bits))
+                grad_weight_codes[t].addmm_(slope.t(), chunk)
+        return grad_codes, grad_norms, grad_weight_codes, grad_scales, None
+
+
+def _chunks(images: int, elements_per_image: int) -> list[tuple[int, int]]:
+    step = max(1, CHUNK_ELEMENTS // max(1, elements_per_image))
+    return [(n, min(n + step, images)) for n in range(0, images, step)]
+
+
+def correlate(codes: Tensor, norms: Tensor, weight_codes: Tensor, scales: Tensor, fold: Fold) -> Tensor:
+    """Estimated dot products, summed over tiles and folded over taps.
+
+    ``g[m, j] = sum_t norms[t, m] scales[t, j] cos(pi/2 (1 - codes[t, m] . weight_codes[t, j] / k))``,
+    and ``y[i, j, o] = sum_tap g[(i - dy, j - dx), tap, o]``.
+
+    Args:
+        codes: float[T, N, M, k] of +-1.
+        norms: float[T, N, M].
+        weight_codes: float[T, J, k] of +-1; columns ordered (tap, output).
+        scales: float[T, J], the weights' norms.
+        fold: sizes and the shift of each tap.
+
+    Returns:
+        float[N, oh, ow, O].
+    """
+    return _Correlate.apply(codes, norms, weight_codes, scales, fold)

@@ -1,0 +1,56 @@
+"""Accuracy over a loader, and the search for the layer that went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device | str = "cpu") -> dict[str, float]:
+    """Top-1 accuracy and mean cross entropy, in eval mode; the mode is restored.
+
+    Returns:
+        ``{"accuracy": 0..1, "loss": nats}``.
+    """
+    was_training = model.training
+    model.eval()
+    correct = total = 0
+    loss = 0.0
+    for images, labels in loader:
+        images, labels = images.to(device), labels.to(device)
+        logits = model(images)
+        loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        correct += int((logits.argmax(1) == labels).sum())
+        total += len(labels)
+    model.train(was_training)
+    return {"accuracy": correct / max(total, 1), "loss": loss / max(total, 1)}
+
+
+@torch.no_grad()
+def first_non_finite_layer(model: nn.Module, images: Tensor) -> str:
+    """Runs one batch and names the first leaf module whose weights or output are not finite."""
+    found: list[str] = []
+    handles = []
+
+    def hook_for(name: str):
+        def hook(module: nn.Module, _: object, output: object) -> None:
+            tensors = [*module.parameters(recurse=False)]
+            if isinstance(output, Tensor):
+                tensors.append(output)
+            if not found and not all(torch.isfinite(t).all() for t in tensors):
+                found.append(name)
+
+        return hook
+
+    for name, module in model.named_modules():
+        if not list(module.children()) or hasattr(module, "hash_kernels"):
+            handles.append(module.register_forward_hook(hook_for(name)))
+    try:
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else "the loss"

@@ -1,0 +1,233 @@
+"""The training loop: float baselines and hashed fine-tuning, resumable to the bit."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bitbybit.errors import DivergenceError
+from bitbybit.training.evaluate import evaluate, first_non_finite_layer
+from bitbybit.training.options import TrainOptions
+from bitbybit.training.prepare import Prepared, prepare, reestimate_batch_norm
+from bitbybit.training.run_folder import RunFolder
+from bitbybit.utils.files import atomic_path, write_json
+
+StepCallback = Callable[[int, int, int, float], None]  # epoch, step, steps in an epoch, loss
+EpochCallback = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class TrainResult:
+    """What a run ended with.
+
+    Attributes:
+        model: the chosen weights, in eval mode.
+        summary: accuracies (0..1), the chosen epoch, the options.
+        history: one row for each epoch, as in ``metrics.csv``.
+    """
+
+    model: nn.Module
+    summary: dict[str, Any]
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def learning_rate_factor(step: int, total: int, warmup: float) -> float:
+    """Rises linearly over the first ``warmup`` share of the steps, then falls as a half cosine."""
+    rise = max(1, round(warmup * total))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+
+def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
+    """Adam or SGD over three groups: projections, decayed weights, everything else."""
+    projections, decayed, rest = [], [], []
+    for name, parameter in model.named_parameters():
+        if name.endswith("_learnable_projection_matrix"):
+            projections.append(parameter)
+        elif parameter.ndim >= 2:
+            decayed.append(parameter)
+        else:
+            rest.append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "lr": options.lr, "weight_decay": options.weight_decay},
+        {"params": rest, "lr": options.lr, "weight_decay": 0.0},
+        {"params": projections, "lr": options.lr_projection, "weight_decay": 0.0},
+    ]
+    groups = [g for g in groups if g["params"]]
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=True)
+    return torch.optim.Adam(groups)
+
+
+def distillation_loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, options: TrainOptions) -> Tensor:
+    """Cross entropy, mixed with the divergence from the teacher's softened answer.
+
+    Source: Hinton et al. 2015, equation 4: the soft part is scaled by the temperature squared.
+    """
+    hard = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
+    if teacher_logits is None:
+        return hard
+    t = options.temperature
+    soft = F.kl_div(
+        F.log_softmax(logits / t, 1), F.log_softmax(teacher_logits / t, 1), log_target=True, reduction="batchmean"
+    )
+    return (1 - options.distill) * hard + options.distill * t * t * soft
+
+
+def train(
+    options: TrainOptions,
+    output: str | Path,
+    *,
+    resume: bool = False,
+    on_step: StepCallback | None = None,
+    on_epoch: EpochCallback | None = None,
+) -> TrainResult:
+    """Trains as ``options`` say and leaves a run folder; the test split is used once, at the end.
+
+    The folder holds ``options.json``, ``metrics.csv``, ``last.pt`` (everything a resume needs,
+    rewritten after each epoch), ``model.pth`` (the epoch with the best held-out accuracy) and
+    ``summary.json``.
+
+    Raises:
+        BitbybitError: the options, data or weights cannot be used; training diverged.
+        OSError: the folder cannot be written.
+    """
+    folder = RunFolder(Path(output))
+    if resume:
+        options = folder.read_options()
+    else:
+        folder.start(options)
+    torch.manual_seed(options.seed)
+    setup = prepare(options)
+    session = _Session(setup, options, folder)
+    if resume:
+        session.restore()
+    for epoch in range(session.epoch, options.epochs):
+        row = session.run_epoch(epoch, on_step)
+        if on_epoch:
+            on_epoch(row)
+    return session.finish()
+
+
+class _Session:
+    """The mutable state of a run between epochs."""
+
+    def __init__(self, setup: Prepared, options: TrainOptions, folder: RunFolder) -> None:
+        self.setup, self.options, self.folder = setup, options, folder
+        self.optimizer = make_optimizer(setup.model, options)
+        total = options.epochs * len(setup.train)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: learning_rate_factor(step, total, options.warmup)
+        )
+        self.epoch = 0
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] = {"epoch": -1, "val_accuracy": -1.0, "model": None}
+
+    def run_epoch(self, epoch: int, on_step: StepCallback | None) -> dict[str, Any]:
+        setup, options = self.setup, self.options
+        model, device = setup.model, setup.device
+        setup.train.sampler.epoch = epoch
+        model.train()
+        started, losses, correct, seen = time.perf_counter(), 0.0, 0, 0
+        for step, (images, labels) in enumerate(setup.train):
+            images = images.to(device, memory_format=torch.channels_last)
+            labels = labels.to(device)
+            teacher_logits = None
+            if setup.teacher is not None and options.distill > 0:
+                with torch.no_grad():
+                    teacher_logits = setup.teacher(images)
+            logits = model(images)
+            loss = distillation_loss(logits, labels, teacher_logits, options)
+            value = loss.item()
+            if not math.isfinite(value):
+                layer = first_non_finite_layer(model, images)
+                raise DivergenceError(
+                    f"training diverged: loss {value} at epoch {epoch + 1}, step {step + 1}, first in {layer}; "
+                    f"lower the learning rate; the last good state is {self.folder.state}"
+                )
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            self.scheduler.step()
+            losses += value * len(labels)
+            correct += int((logits.argmax(1) == labels).sum())
+            seen += len(labels)
+            if on_step:
+                on_step(epoch, step, len(setup.train), value)
+        validation = evaluate(model, setup.val, device) if setup.val else {"accuracy": math.nan, "loss": math.nan}
+        row = {
+            "epoch": epoch + 1,
+            "train_loss": losses / seen,
+            "train_accuracy": correct / seen,
+            "val_loss": validation["loss"],
+            "val_accuracy": validation["accuracy"],
+            "lr": self.scheduler.get_last_lr()[0],
+            "seconds": time.perf_counter() - started,
+        }
+        self.history.append(row)
+        self._keep_best(row)
+        self.epoch = epoch + 1
+        self._save()
+        return row
+
+    def _keep_best(self, row: dict[str, Any]) -> None:
+        if self.setup.val and row["val_accuracy"] <= self.best["val_accuracy"]:
+            return
+        state = {k: v.detach().cpu().clone() for k, v in self.setup.model.state_dict().items()}
+        self.best = {"epoch": row["epoch"], "val_accuracy": row["val_accuracy"], "model": state}
+
+    def _save(self) -> None:
+        self.folder.save_state(
+            {
+                "epoch": self.epoch,
+                "model": self.setup.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "best": self.best,
+                "history": self.history,
+                "rng": torch.get_rng_state(),
+            }
+        )
+        self.folder.write_metrics(self.history)
+
+    def restore(self) -> None:
+        state = self.folder.load_state()
+        if state is None:
+            return
+        self.setup.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
+        torch.set_rng_state(state["rng"])
+
+    def finish(self) -> TrainResult:
+        """Takes the best epoch, re-estimates batch norm if hashed, measures the test split once."""
+        setup, options = self.setup, self.options
+        model = setup.model
+        model.load_state_dict(self.best["model"])
+        if options.hash_config is not None:
+            reestimate_batch_norm(model, setup.calibration, setup.device)
+        summary: dict[str, Any] = {
+            "model": options.model,
+            "dataset": options.dataset,
+            "epoch": self.best["epoch"],
+            "val_accuracy": evaluate(model, setup.val, setup.device)["accuracy"] if setup.val else None,
+            "test_accuracy": evaluate(model, setup.test, setup.device)["accuracy"],
+            "seconds": sum(row["seconds"] for row in self.history),
+            "options": options.to_dict(),
+        }
+        if setup.teacher is not None:
+            summary["float_test_accuracy"] = evaluate(setup.teacher, setup.test, setup.device)["accuracy"]
+        with atomic_path(self.folder.weights) as partial:
+            torch.save({k: v.detach().cpu() for k, v in model.state_dict().items()}, partial)
+        write_json(self.folder.summary, summary)
+        return TrainResult(model.eval(), summary, self.history)

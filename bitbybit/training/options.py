@@ -1,0 +1,88 @@
+"""What a training run is told, as one frozen record that is stored beside its results."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from bitbybit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Settings of one run; the defaults fine-tune a hashed network as the brief says.
+
+    Attributes:
+        model: a backbone's name, as ``get_backbone`` takes it.
+        dataset: a data set's name; from the model's name when empty.
+        data_dir: folder of the data set.
+        weights: state dict to start from; the float teacher of a hashed run. Empty: whatever
+            ``get_backbone`` finds for a hashed run, random initialisation for a float run.
+        hash_config: configuration for ``patch_model``; None trains the float network.
+        epochs: passes over the training images.
+        batch_size: images in a step.
+        optimizer: ``"adam"`` or ``"sgd"`` (Nesterov, momentum 0.9).
+        lr: peak learning rate of weights, biases and batch norm.
+        lr_projection: peak learning rate of learned projections.
+        weight_decay: L2 penalty on convolution and linear weights.
+        warmup: share of the steps in which the rate rises linearly; then it falls as a cosine.
+        label_smoothing: of the cross entropy.
+        distill: weight of the float teacher's soft targets in the loss, 0..1.
+        temperature: of the distillation's softmax.
+        holdout: training images held out to choose the epoch; 0 trains on all, keeps the last.
+        calibration: training images from which centres and batch-norm statistics are taken.
+        seed: of initialisation, order and augmentation.
+        device: ``"cpu"``, ``"cuda"``; empty takes CUDA where there is one.
+    """
+
+    model: str
+    dataset: str = ""
+    data_dir: str = "data"
+    weights: str = ""
+    hash_config: dict[str, Any] | None = None
+    epochs: int = 10
+    batch_size: int = 128
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    lr_projection: float = 1e-4
+    weight_decay: float = 0.0
+    warmup: float = 0.05
+    label_smoothing: float = 0.0
+    distill: float = 0.0
+    temperature: float = 4.0
+    holdout: int = 5000
+    calibration: int = 1024
+    seed: int = 0
+    device: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.dataset:
+            object.__setattr__(self, "dataset", self.model.split("_")[0])
+        for name in ("epochs", "batch_size", "calibration"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("lr", "lr_projection", "weight_decay", "temperature", "holdout"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}: expected a value of 0 or more, got {getattr(self, name)}")
+        for name in ("distill", "warmup", "label_smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: expected 0 to 1, got {getattr(self, name)}")
+        if self.optimizer not in ("adam", "sgd"):
+            raise ConfigError(f"optimizer: expected 'adam' or 'sgd', got {self.optimizer!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainOptions:
+        """Reads what ``to_dict`` wrote.
+
+        Raises:
+            ConfigError: a key is unknown, or a value is out of range.
+        """
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(f"unknown training option {unknown[0]!r}; expected some of {', '.join(sorted(known))}")
+        return cls(**values)

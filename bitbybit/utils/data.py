@@ -1,0 +1,320 @@
+"""Image data sets as in-memory arrays, and the loaders that batch and augment them.
+
+Three sources, in this order: an ``.npz`` archive in the data folder, torchvision's
+download, and, for ``digits``, the handwritten digits that scikit-learn ships.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from bitbybit.errors import ConfigError, DataError
+
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2023, 0.1994, 0.2010)
+CIFAR100_MEAN = (0.5071, 0.4865, 0.4409)
+CIFAR100_STD = (0.2673, 0.2564, 0.2762)
+DIGITS_MEAN = (0.3054, 0.3054, 0.3054)
+DIGITS_STD = (0.3239, 0.3239, 0.3239)
+
+CROP_PADDING = 4  # pixels on every side before the random crop
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What is fixed about a data set: normalisation, augmentation, class count."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    num_classes: int
+    flip: bool  # a mirrored digit is another sign, a mirrored animal is not
+
+
+DATASETS = {
+    "cifar10": DatasetSpec(CIFAR10_MEAN, CIFAR10_STD, 10, flip=True),
+    "cifar100": DatasetSpec(CIFAR100_MEAN, CIFAR100_STD, 100, flip=True),
+    "digits": DatasetSpec(DIGITS_MEAN, DIGITS_STD, 10, flip=False),
+}
+
+
+@dataclass(frozen=True)
+class ImageArrays:
+    """A data set in memory.
+
+    Attributes:
+        train_x: uint8[n, h, w, 3], RGB.
+        train_y: int64[n].
+        test_x: uint8[m, h, w, 3].
+        test_y: int64[m].
+        classes: one name for every label, in label order.
+    """
+
+    train_x: np.ndarray
+    train_y: np.ndarray
+    test_x: np.ndarray
+    test_y: np.ndarray
+    classes: tuple[str, ...]
+
+
+def dataset_spec(name: str) -> DatasetSpec:
+    """Looks up a data set by name.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    if name not in DATASETS:
+        raise ConfigError(f"unknown data set {name!r}; expected one of {', '.join(DATASETS)}")
+    return DATASETS[name]
+
+
+def load_arrays(name: str, data_dir: str | Path = "data", *, download: bool = True) -> ImageArrays:
+    """Loads a whole data set into memory.
+
+    Args:
+        name: ``"cifar10"``, ``"cifar100"`` or ``"digits"``.
+        data_dir: folder with ``<name>.npz``, or where torchvision keeps its download.
+        download: let torchvision fetch what is not there.
+
+    Raises:
+        ConfigError: the name is unknown.
+        DataError: no source has the data, or the archive is damaged.
+    """
+    spec = dataset_spec(name)
+    archive = Path(data_dir) / f"{name}.npz"
+    if name == "digits":
+        return _digits()
+    if archive.is_file():
+        return _from_npz(archive, spec)
+    return _from_torchvision(name, Path(data_dir), download)
+
+
+def _from_npz(path: Path, spec: DatasetSpec) -> ImageArrays:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            data = {key: archive[key] for key in ("train_x", "train_y", "test_x", "test_y", "classes")}
+    except (OSError, ValueError, KeyError, EOFError, zlib.error) as e:
+        raise DataError(f"{path}: not a readable image archive ({e}); expected train_x, train_y, test_x, test_y, classes") from e
+    for split in ("train", "test"):
+        x, y = data[f"{split}_x"], data[f"{split}_y"]
+        if x.dtype != np.uint8 or x.ndim != 4 or x.shape[-1] != 3 or y.shape != x.shape[:1]:
+            raise DataError(f"{path}: {split}_x is {x.dtype}{list(x.shape)} with {split}_y {list(y.shape)}; expected uint8[n, h, w, 3] and [n]")
+    if len(data["classes"]) != spec.num_classes:
+        raise DataError(f"{path}: {len(data['classes'])} class names, expected {spec.num_classes}")
+    return ImageArrays(
+        data["train_x"],
+        data["train_y"].astype(np.int64),
+        data["test_x"],
+        data["test_y"].astype(np.int64),
+        tuple(str(c) for c in data["classes"]),
+    )
+
+
+def _from_torchvision(name: str, data_dir: Path, download: bool) -> ImageArrays:
+    from torchvision import datasets
+
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    try:
+        train = kind(str(data_dir), train=True, download=download)
+        test = kind(str(data_dir), train=False, download=download)
+    except (OSError, RuntimeError) as e:
+        raise DataError(
+            f"{name}: no data in {data_dir} (looked for {name}.npz and torchvision's folder) and the "
+            f"download failed ({type(e).__name__}); put the data there or pass --data-dir"
+        ) from e
+    return ImageArrays(
+        train.data,
+        np.asarray(train.targets, np.int64),
+        test.data,
+        np.asarray(test.targets, np.int64),
+        tuple(train.classes),
+    )
+
+
+def _digits() -> ImageArrays:
+    """Scikit-learn's 1,797 8x8 digits, enlarged to 32x32 RGB; every fifth of a class is test."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as e:
+        raise DataError("digits: scikit-learn is not installed; pip install scikit-learn") from e
+    digits = load_digits()
+    small = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
+    large = F.interpolate(small, size=(32, 32), mode="bilinear", align_corners=False)
+    images = large.round().clamp(0, 255).byte().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    labels = digits.target.astype(np.int64)
+    is_test = np.zeros(len(labels), bool)
+    for label in range(10):
+        is_test[np.flatnonzero(labels == label)[::5]] = True
+    return ImageArrays(
+        np.ascontiguousarray(images[~is_test]),
+        labels[~is_test],
+        np.ascontiguousarray(images[is_test]),
+        labels[is_test],
+        tuple(str(d) for d in range(10)),
+    )
+
+
+def normalise(images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Turns uint8[n, h, w, 3] into float32[n, 3, h, w]: ``(x / 255 - mean) / std``."""
+    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(255)
+    shape = (1, 3, 1, 1)
+    return x.sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
+
+
+class ImageDataset(Dataset):
+    """Images held as uint8, cropped, flipped and normalised a whole batch at a time.
+
+    A batch's random numbers are drawn from a generator seeded by ``seed`` and the batch's own
+    indices, so an epoch is the same whatever the number of workers and wherever it resumed.
+
+    Args:
+        images: uint8[n, h, w, 3].
+        labels: int64[n].
+        mean: of each channel, in 0..1.
+        std: of each channel, in 0..1.
+        augment: pad by 4 and crop at random.
+        flip: mirror half of the images, when augmenting.
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        *,
+        augment: bool = False,
+        flip: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.images = images
+        self.labels = torch.from_numpy(labels)
+        self.mean, self.std = mean, std
+        self.augment, self.flip, self.seed = augment, flip, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        x, y = self.__getitems__([index])
+        return x[0], y[0]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Returns a collated batch: float32[b, 3, h, w] and int64[b]."""
+        index = np.asarray(indices)
+        batch = self.images[index]
+        if self.augment:
+            rng = np.random.default_rng([self.seed, zlib.crc32(index.tobytes())])
+            batch = _random_crop_and_flip(batch, rng, self.flip)
+        return normalise(batch, self.mean, self.std), self.labels[index]
+
+
+def _random_crop_and_flip(batch: np.ndarray, rng: np.random.Generator, flip: bool) -> np.ndarray:
+    n, h, w, _ = batch.shape
+    pad = CROP_PADDING
+    padded = np.pad(batch, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    rows = rng.integers(0, 2 * pad + 1, n)[:, None] + np.arange(h)
+    columns = rng.integers(0, 2 * pad + 1, n)[:, None] + np.arange(w)
+    if flip:
+        mirrored = rng.random(n) < 0.5
+        columns[mirrored] = columns[mirrored, ::-1]
+    return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+class EpochSampler(Sampler[int]):
+    """A permutation for each epoch that depends on the seed and the epoch number alone.
+
+    ``epoch`` moves on by itself after every pass; set it to resume.
+    """
+
+    def __init__(self, length: int, seed: int = 0) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        self.epoch += 1
+        return iter(order.tolist())
+
+
+def _keep(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch
+
+
+def make_loader(
+    dataset: ImageDataset,
+    batch_size: int,
+    *,
+    shuffle: bool,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """A torch DataLoader over whole batches; with ``shuffle``, in ``EpochSampler``'s order."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=EpochSampler(len(dataset), dataset.seed) if shuffle else None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        collate_fn=_keep,
+    )
+
+
+def get_loaders(
+    dataset_name: str,
+    data_dir: str | Path = "data",
+    batch_size: int = 128,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> tuple[DataLoader, DataLoader]:
+    """Loaders of the whole train split (augmented, shuffled) and the whole test split.
+
+    Args:
+        dataset_name: ``"cifar10"``, ``"cifar100"`` or ``"digits"``.
+        data_dir: folder with ``<name>.npz``, or where torchvision keeps its download.
+        batch_size: images in a batch; the last one may be smaller.
+        mean: of each channel; the data set's own when None.
+        std: of each channel; the data set's own when None.
+        num_workers: processes that prepare batches; 0 prepares them in this one.
+        pin_memory: page-locked batches, for CUDA.
+
+    Raises:
+        ConfigError, DataError: as ``load_arrays``.
+    """
+    spec, arrays = dataset_spec(dataset_name), load_arrays(dataset_name, data_dir)
+    mean, std = mean or spec.mean, std or spec.std
+    train = ImageDataset(arrays.train_x, arrays.train_y, mean, std, augment=True, flip=spec.flip)
+    test = ImageDataset(arrays.test_x, arrays.test_y, mean, std)
+    common = {"num_workers": num_workers, "pin_memory": pin_memory}
+    return (
+        make_loader(train, batch_size, shuffle=True, **common),
+        make_loader(test, batch_size, shuffle=False, **common),
+    )
+
+
+def split_holdout(labels: np.ndarray, holdout: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Splits sample indices into (train, held out), the same share of every class.
+
+    Args:
+        labels: int64[n].
+        holdout: samples to hold out, in total; rounded down to a multiple of the class count.
+        seed: of the choice; the held-out samples do not depend on anything else.
+    """
+    rng = np.random.default_rng([seed, 0x401D])
+    classes = np.unique(labels)
+    chosen = [rng.permutation(np.flatnonzero(labels == c))[: holdout // len(classes)] for c in classes]
+    held = np.sort(np.concatenate(chosen))
+    return np.setdiff1d(np.arange(len(labels)), held), held
