@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitbybit.engine import Fold, correlate, encode, encode_windows
+from bitbybit.engine import Fold, code_dtype, correlate, encode, encode_windows
 from bitbybit.errors import ConfigError
 from bitbybit.kernel import HashKernel, kernel_factory
 
@@ -190,7 +190,7 @@ class HashLinear(_HashLayer):
     def encode_input(self, x: Tensor, part: Part) -> tuple[Tensor, Tensor]:
         """Codes float[T, M, k] of +-1 and norms float[T, M] of inputs float[..., in_features]."""
         vectors = self.centred(x).reshape(-1, self.in_features)
-        return encode(self._tiles(vectors), self._tiles(self.projection(part)))
+        return encode(self._tiles(vectors), self._tiles(self.projection(part)), code_dtype(x, self.spec.hash_length))
 
     def forward(self, x: Tensor) -> Tensor:
         """Estimates ``x @ weight.T + bias``.
@@ -311,7 +311,8 @@ class HashConv2d(_HashLayer):
         """Codes float[T, N, h * w, k] and norms float[T, N, h * w] of centred pixels."""
         n, channels, h, w = x.shape
         pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
-        codes, norms = encode(self._tiles(pixels), self._tiles(self.projection(part)))
+        dtype = code_dtype(x, self.spec.hash_length)
+        codes, norms = encode(self._tiles(pixels), self._tiles(self.projection(part)), dtype)
         return codes.unflatten(1, (n, h * w)), norms.unflatten(1, (n, h * w))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -378,7 +379,7 @@ class HashConv2d(_HashLayer):
         codes, norms = self._encode_pixels(-centre, part)
         fold = Fold((1, 1), (1, 1), ((0, 0),))
         per_tap = correlate(codes, norms, h_w, scales, fold).view(*self.kernel_size, -1).permute(2, 0, 1)
-        outside = F.pad(torch.zeros(1, 1, *size, device=centre.device), self.pads, value=1.0)
+        outside = F.pad(per_tap.new_zeros(1, 1, *size), self.pads, value=1.0)
         ring = F.conv2d(outside, per_tap.unsqueeze(1), stride=self.stride, dilation=self.dilation)
         return ring.permute(0, 2, 3, 1)
 
