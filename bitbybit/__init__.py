@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from bitbybit.version import __version__
 
 if TYPE_CHECKING:
     from bitbybit import config, kernel, nn, utils
@@ -47,6 +47,7 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "__version__",
     "HashConv2d",
     "HashLinear",
     "LearnedProjKernel",

@@ -21,6 +21,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
+try:
+    from bitbybit import engine_cpu
+except ImportError:  # no Numba: the same numbers from torch operators
+    engine_cpu = None  # type: ignore[assignment]
+
 CHUNK_ELEMENTS = 1 << 20  # values of (position, column) at once: 4 MiB stay in the last-level cache
 BFLOAT16_EXACT_BITS = 256  # bfloat16 holds every whole number up to here, so sums of codes are exact
 
@@ -52,8 +57,17 @@ def code_dtype(values: Tensor, hash_length: int) -> torch.dtype:
     return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16", False) else values.dtype
 
 
+def _compiled(values: Tensor, codes: torch.dtype, size: int) -> bool:
+    """Whether the compiled loops take a computation: float32 on a CPU, and something to compute."""
+    narrow = codes in (torch.float32, torch.bfloat16) and values.dtype == torch.float32
+    return engine_cpu is not None and narrow and values.device.type == "cpu" and size > 0
+
+
 def _signs(z: Tensor, dtype: torch.dtype) -> Tensor:
     """+1 where ``z >= 0``, else -1."""
+    if _compiled(z, dtype, z.numel()):
+        assert engine_cpu is not None
+        return engine_cpu.signs(z, dtype)
     return (z >= 0).to(dtype).mul_(2).sub_(1)
 
 
@@ -102,20 +116,38 @@ def encode(x: Tensor, projection: Tensor, dtype: torch.dtype | None = None) -> t
     return _Encode.apply(x, projection, dtype or x.dtype)
 
 
-class _SignOfQuotient(Function):
-    """``sign(u / n)`` with the gradient of ``u / n``; ``u`` and ``n`` come from convolutions."""
+class _EncodeImage(Function):
+    """Codes ``sign(u / n)`` of windows, with the gradient of ``u / n``; ``u`` is a convolution."""
 
     @staticmethod
-    def forward(ctx, u: Tensor, norms: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(u, norms)
+    def forward(
+        ctx, x: Tensor, weight: Tensor, norms: Tensor, stride: list[int], dilation: list[int], dtype: torch.dtype
+    ) -> Tensor:
+        u = F.conv2d(x, weight, stride=stride, dilation=dilation).permute(0, 2, 3, 1)
+        ctx.size, ctx.stride, ctx.dilation = u.shape[1:3], stride, dilation
+        u = u.flatten(1, 2).contiguous()
+        ctx.save_for_backward(x, weight, u, norms)
         return _signs(u, dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        u, norms = ctx.saved_tensors
-        inverse = _inverse(norms)
-        scaled = grad * inverse
-        return scaled, -(scaled * u * inverse).sum(1, keepdim=True), None
+        x, weight, u, norms = ctx.saved_tensors
+        scaled, grad_norms = _quotient_backward(grad, u, norms)
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            scaled.unflatten(1, ctx.size).permute(0, 3, 1, 2), x, weight, None,
+            ctx.stride, [0, 0], ctx.dilation, False, [0, 0], 1, [*ctx.needs_input_grad[:2], False],
+        )  # fmt: skip
+        return grad_x, grad_weight, grad_norms, None, None, None
+
+
+def _quotient_backward(grad: Tensor, u: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of ``u: float[N, M, k]`` and ``norms: float[N, M]`` from that of ``u / norms``."""
+    if _compiled(u, grad.dtype, u.numel()):
+        assert engine_cpu is not None
+        return engine_cpu.quotient_backward(grad, u, norms)
+    inverse = _inverse(norms).unsqueeze(-1)
+    scaled = grad.to(u.dtype) * inverse
+    return scaled, -(scaled * u * inverse).sum(-1)
 
 
 def encode_windows(
@@ -146,15 +178,19 @@ def encode_windows(
         surround = (start - low * taps, high * taps - stop)  # features of edge channels outside the tile
         weight = F.pad(projection[:, start:stop], surround).view(bits, high - low, kh, kw)
         mask = F.pad(x.new_ones(1, stop - start), surround).view(1, high - low, kh, kw)
-        u = F.conv2d(x[:, low:high], weight, stride=stride, dilation=dilation)
         energy = F.conv2d(squares[:, low:high], mask, stride=stride, dilation=dilation)
         is_zero = energy <= 0
-        norms = torch.where(is_zero, 0.0, torch.sqrt(torch.where(is_zero, 1.0, energy)))
-        codes = _SignOfQuotient.apply(u, norms, code_dtype(x, bits))
-        all_codes.append(codes.flatten(2).transpose(1, 2))
-        all_norms.append(norms.flatten(1))
+        norms = torch.where(is_zero, 0.0, torch.sqrt(torch.where(is_zero, 1.0, energy))).flatten(1)
+        codes = _EncodeImage.apply(x[:, low:high], weight, norms, list(stride), list(dilation), code_dtype(x, bits))
+        all_codes.append(codes)
+        all_norms.append(norms)
     assert channels * taps == features
-    return torch.stack(all_codes), torch.stack(all_norms)
+    return _stack(all_codes), _stack(all_norms)
+
+
+def _stack(parts: list[Tensor]) -> Tensor:
+    """``torch.stack``, without a copy where there is one part."""
+    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
 
 
 @dataclass(frozen=True)
@@ -176,7 +212,7 @@ class Fold:
         pairs = []
         for dy, dx in self.shifts:
             target, source = [], []
-            for shift, length, out_length in ((dy, self.size[0], self.out_size[0]), (dx, self.size[1], self.out_size[1])):
+            for shift, length, out_length in zip((dy, dx), self.size, self.out_size, strict=True):
                 low, high = max(0, shift), min(out_length, length + shift)
                 high = max(low, high)
                 target.append(slice(low, high))
@@ -190,7 +226,14 @@ class _Correlate(Function):
 
     @staticmethod
     def forward(ctx, codes: Tensor, norms: Tensor, weight_codes: Tensor, scales: Tensor, fold: Fold) -> Tensor:
+        ctx.fold = fold
         tiles, images, positions, bits = codes.shape
+        ctx.packed = None
+        if _compiled(norms, codes.dtype, codes.numel()):
+            assert engine_cpu is not None
+            packed = ctx.packed = engine_cpu.pack(codes), engine_cpu.pack(weight_codes)
+            ctx.save_for_backward(codes, norms, weight_codes, scales)
+            return engine_cpu.correlate_forward(packed[0], norms, packed[1], scales, fold, bits)
         columns = weight_codes.shape[1]
         outputs = columns // len(fold.shifts)
         y = norms.new_zeros(images, *fold.out_size, outputs)
@@ -207,13 +250,17 @@ class _Correlate(Function):
             for tap, (target, source) in enumerate(windows):
                 y[(slice(n0, n1), *target)] += view[(slice(None), *source, tap)]
         ctx.save_for_backward(codes, norms, weight_codes, scales)
-        ctx.fold = fold
         return y
 
     @staticmethod
     def backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         codes, norms, weight_codes, scales = ctx.saved_tensors
         fold: Fold = ctx.fold
+        if ctx.packed is not None:
+            assert engine_cpu is not None
+            packed, weights = ctx.packed
+            grads = engine_cpu.correlate_backward(grad_y, codes, packed, norms, weight_codes, weights, scales, fold)
+            return *grads, None
         tiles, images, positions, bits = codes.shape
         columns = weight_codes.shape[1]
         grad_codes = torch.empty_like(codes)

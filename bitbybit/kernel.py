@@ -82,6 +82,15 @@ def orthogonal_projection(hash_length: int, in_features: int) -> Tensor:
     return torch.cat(blocks)[:hash_length] * math.sqrt(in_features)
 
 
+def cosine_table(hash_length: int) -> Tensor:
+    """The estimate by Hamming distance d, ``cos(pi d / k)``: float32[k + 1], rounded from float64.
+
+    Computed as the sine of the signed rest, so that it is odd around ``k / 2`` and 0 there.
+    """
+    s = hash_length - 2 * torch.arange(hash_length + 1, dtype=torch.float64)
+    return torch.sin(s * (math.pi / (2 * hash_length))).float()
+
+
 class HashKernel(nn.Module):
     """Estimates dot products from the Hamming distance of two codes of ``hash_length`` bits.
 

@@ -211,6 +211,16 @@ class HashLinear(_HashLayer):
         bias = self.bias_with_centre()
         return (y if bias is None else y + bias).view(*x.shape[:-1], self.out_features)
 
+    def estimate_from_codes(self, codes: list[Tensor], norms: list[Tensor]) -> Tensor:
+        """The output for given codes and norms of each part, as ``encode_input`` returns them."""
+        fold = Fold((1, 1), (1, 1), ((0, 0),))
+        shares = [
+            correlate(c.unsqueeze(2), n.unsqueeze(2), *self.weight_codes(part), fold).flatten(1)
+            for part, c, n in zip(self.parts, codes, norms, strict=True)
+        ]
+        y, bias = torch.cat(shares, 1), self.bias_with_centre()
+        return y if bias is None else y + bias
+
     def forward_reference(self, x: Tensor) -> Tensor:
         """The same numbers from the kernels' plain definition, tile by tile."""
         vectors = self.centred(x).reshape(-1, self.in_features)
@@ -382,6 +392,39 @@ class HashConv2d(_HashLayer):
         outside = F.pad(per_tap.new_zeros(1, 1, *size), self.pads, value=1.0)
         ring = F.conv2d(outside, per_tap.unsqueeze(1), stride=self.stride, dilation=self.dilation)
         return ring.permute(0, 2, 3, 1)
+
+    def estimate_from_codes(self, codes: list[Tensor], norms: list[Tensor]) -> Tensor:
+        """The output for given codes and norms of each part, as ``encode_input`` returns them."""
+        shares = [
+            self._correlate_grid(c, n, *self.weight_codes(part))
+            for part, c, n in zip(self.parts, codes, norms, strict=True)
+        ]
+        y, bias = torch.cat(shares, 3), self.bias_with_centre()
+        return (y if bias is None else y + bias).permute(0, 3, 1, 2)
+
+    def _correlate_grid(self, codes: Tensor, norms: Tensor, h_w: Tensor, scales: Tensor) -> Tensor:
+        """Correlates a padded grid of codes, tap by tap: float[N, oh, ow, O]."""
+        if not self.pixel:
+            fold = Fold((codes.shape[2], codes.shape[3]), (codes.shape[2], codes.shape[3]), ((0, 0),))
+            return correlate(codes.flatten(2, 3), norms.flatten(2, 3), h_w, scales, fold)
+        left, right, top, bottom = self.pads
+        oh, ow = self.output_size(codes.shape[2] - top - bottom, codes.shape[3] - left - right)
+        outputs = h_w.shape[1] // math.prod(self.kernel_size)
+        fold = Fold((oh, ow), (oh, ow), ((0, 0),))
+        total = norms.new_zeros(norms.shape[1], oh, ow, outputs)
+        for tap in range(math.prod(self.kernel_size)):
+            ky, kx = divmod(tap, self.kernel_size[1])
+            rows = slice(ky * self.dilation[0], ky * self.dilation[0] + (oh - 1) * self.stride[0] + 1, self.stride[0])
+            cols = slice(kx * self.dilation[1], kx * self.dilation[1] + (ow - 1) * self.stride[1] + 1, self.stride[1])
+            column = slice(tap * outputs, (tap + 1) * outputs)
+            total += correlate(
+                codes[:, :, rows, cols].flatten(2, 3),
+                norms[:, :, rows, cols].flatten(2, 3),
+                h_w[:, column],
+                scales[:, column],
+                fold,
+            )
+        return total
 
     def forward_reference(self, x: Tensor) -> Tensor:
         """The same numbers by unfolding windows and calling every kernel; slow and plain."""

@@ -6,6 +6,7 @@ download, and, for ``digits``, the handwritten digits that scikit-learn ships.
 
 from __future__ import annotations
 
+import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -99,9 +100,9 @@ def load_arrays(name: str, data_dir: str | Path = "data", *, download: bool = Tr
 
 def _from_npz(path: Path, spec: DatasetSpec) -> ImageArrays:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             data = {key: archive[key] for key in ("train_x", "train_y", "test_x", "test_y", "classes")}
-    except (OSError, ValueError, KeyError, EOFError, zlib.error) as e:
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as e:
         raise DataError(f"{path}: not a readable image archive ({e}); expected train_x, train_y, test_x, test_y, classes") from e
     for split in ("train", "test"):
         x, y = data[f"{split}_x"], data[f"{split}_y"]

@@ -1,0 +1,205 @@
+"""Checkpoints of hashed networks: what they are, read from the file itself where need be.
+
+A checkpoint is a state dict.  Beside it may lie a card, ``<stem>.json``, with the model's name,
+hash configuration and accuracies; without one, both are worked out from the state dict's keys
+and shapes, so that a checkpoint made elsewhere needs no further word.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from bitbybit.errors import CheckpointError, ConfigError
+from bitbybit.patching import COMMON, HASHABLE, HashConfig, hash_config_of, patch_model
+from bitbybit.training.run_folder import RunFolder
+from bitbybit.utils.files import atomic_path, sha256, write_json
+from bitbybit.utils.models import MODELS, load_checked, load_state_dict_file
+
+_KERNEL_KEY = re.compile(r"^(.*)\.hash_kernels\.(\d+)\.(\d+)\._(random|learnable)_projection_matrix$")
+_KERNEL_TYPES = {"random": "random_projection", "learnable": "learned_projection"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network rebuilt from a checkpoint.
+
+    Attributes:
+        model: patched, loaded, in eval mode.
+        name: the backbone's name.
+        dataset: the data set it was made for.
+        hash_config: what it was patched with.
+        path: the state dict's file.
+        sha256: of that file.
+        card: what the card beside it says; empty without one.
+    """
+
+    model: nn.Module
+    name: str
+    dataset: str
+    hash_config: HashConfig
+    path: Path
+    sha256: str
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+def card_path(checkpoint: str | Path) -> Path:
+    """Where the card of a checkpoint file lies."""
+    return Path(checkpoint).with_suffix(".json")
+
+
+def load_checkpoint(
+    path: str | Path, *, model_name: str | None = None, hash_config: HashConfig | None = None
+) -> Checkpoint:
+    """Rebuilds the network of a checkpoint file or of a training run's folder.
+
+    Args:
+        path: a ``.pth`` or ``.safetensors`` file, or a run folder.
+        model_name: the backbone; from the card, the file's name or the tensors when None.
+        hash_config: how to patch it; from the card or the tensors when None.
+
+    Raises:
+        CheckpointError: missing, damaged, or of an architecture that is not known.
+        ConfigError: the configuration does not fit the backbone.
+    """
+    path = Path(path)
+    card: dict[str, Any] = {}
+    if path.is_dir():
+        folder = RunFolder(path)
+        options = folder.read_options()
+        card = {"model": options.model, "dataset": options.dataset, "hash_config": options.hash_config or {}}
+        if folder.summary.is_file():
+            card |= _read_card(folder.summary)
+        path = folder.weights
+        if not path.is_file():
+            raise CheckpointError(f"{path}: the run has not finished; resume it with 'bitbybit train --resume'")
+    elif card_path(path).is_file():
+        card = _read_card(card_path(path))
+    state = load_state_dict_file(path)
+    name = model_name or card.get("model") or guess_model(path, state)
+    if name not in MODELS:
+        raise CheckpointError(f"{path}: unknown model {name!r}; expected one of {', '.join(sorted(MODELS))}")
+    model = MODELS[name]()
+    config = hash_config if hash_config is not None else card.get("hash_config")
+    if config is None:
+        config = guess_hash_config(model, state)
+    if config:
+        patch_model(model, config)
+    load_checked(model, state, path)
+    dataset = card.get("dataset") or name.split("_")[0]
+    return Checkpoint(model.eval(), name, dataset, hash_config_of(model) if config else {}, path, sha256(path), card)
+
+
+def save_checkpoint(model: nn.Module, path: str | Path, card: dict[str, Any]) -> None:
+    """Writes a state dict and its card, each whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    import torch
+
+    path = Path(path)
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with atomic_path(path) as partial:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file(state, partial)
+        else:
+            torch.save(state, partial)
+    write_json(card_path(path), {**card, "hash_config": hash_config_of(model), "sha256": sha256(path)})
+
+
+def guess_model(path: Path, state: dict[str, Tensor]) -> str:
+    """The backbone whose parameters a state dict holds; its file's name decides between equals.
+
+    Raises:
+        CheckpointError: no backbone fits.
+    """
+    fitting = []
+    for name, build in MODELS.items():
+        own = build().state_dict()
+        if all(key in state and state[key].shape == value.shape for key, value in own.items()):
+            fitting.append(name)
+    if not fitting:
+        raise CheckpointError(
+            f"{path}: fits none of the known backbones ({', '.join(sorted(MODELS))}); "
+            "load it in Python and call compiler.compile_model"
+        )
+    named = [name for name in fitting if path.stem.startswith(name)]
+    return (named or fitting)[0]
+
+
+def guess_hash_config(model: nn.Module, state: dict[str, Tensor]) -> HashConfig:
+    """Works the configuration out of the kernels' shapes.
+
+    Pixel tiling shows in projections that cover the channels alone.  Where outputs are cut in
+    several tiles, the size is the smallest power of two, else the smallest, that gives their number.
+    """
+    grids: dict[str, dict[tuple[int, int], tuple[str, Tensor]]] = {}
+    for key, value in state.items():
+        if match := _KERNEL_KEY.match(key):
+            layer, i, j, kind = match.groups()
+            grids.setdefault(layer, {})[int(i), int(j)] = (_KERNEL_TYPES[kind], value)
+    if not grids:
+        return {}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, HASHABLE)}
+    config: HashConfig = {COMMON: {"hash_kernel_type": "none"}}
+    for layer, grid in grids.items():
+        if layer not in layers:
+            raise CheckpointError(f"checkpoint hashes a layer {layer!r} that {type(model).__name__} does not have")
+        config[layer] = _guess_layer(layers[layer], grid, centred=f"{layer}.centre" in state)
+    return config
+
+
+def _guess_layer(
+    module: nn.Module, grid: dict[tuple[int, int], tuple[str, Tensor]], centred: bool
+) -> dict[str, Any]:
+    kind, first = grid[0, 0]
+    features = sum(grid[i, 0][1].shape[1] for i in range(1 + max(i for i, _ in grid)))
+    columns = 1 + max(j for _, j in grid)
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    groups = module.groups if isinstance(module, nn.Conv2d) else 1
+    outputs, per_group = weight.shape[0] // groups, columns // groups
+    smallest = math.ceil(outputs / per_group)
+    power = 1 << (smallest - 1).bit_length()
+    return {
+        "hash_kernel_type": kind,
+        "hash_length": first.shape[0],
+        "input_tile_size": first.shape[1],
+        "output_tile_size": None if per_group == 1 else power if math.ceil(outputs / power) == per_group else smallest,
+        "tiling": "pixel" if weight.dim() == 4 and features < weight[0].numel() else "patch",
+        "centring": centred,
+    }
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{path}: the checkpoint's card is not readable JSON ({e})") from e
+    if not isinstance(card, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(card).__name__}")
+    return card
+
+
+def read_hash_config(path: str | Path) -> HashConfig:
+    """Reads a hash configuration from a JSON file.
+
+    Raises:
+        ConfigError: missing or not a JSON object.
+    """
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{path}: not a readable hash configuration ({e}); expected a JSON object") from e
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: expected a JSON object of layers, got {type(config).__name__}")
+    return config

@@ -1,0 +1,39 @@
+"""``bitbybit compile``: a checkpoint to an artifact, verified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from bitbybit.cli.console import errors, output, size
+
+
+def compile_(
+    checkpoint: Path = typer.Argument(..., help="State dict (.pth, .safetensors) or folder of a training run."),
+    artifact: Path | None = typer.Option(None, "--output", "-o", help="Artifact. [default: CHECKPOINT.onnx]"),
+    model: str | None = typer.Option(None, help="Backbone. [default: from the card or the tensors]"),
+    hash_config: Path | None = typer.Option(None, help="JSON configuration. [default: from the card or the tensors]"),
+    data_dir: str = typer.Option("data", help="Folder of the data set, for verification."),
+    samples: int = typer.Option(256, help="Test images for verification; 0: all."),
+    verify: bool = typer.Option(True, help="Compare the artifact with PyTorch and onnxruntime."),
+    explain: bool = typer.Option(False, help="Print what every pass did and why it declined."),
+) -> None:
+    """Compile a checkpoint to one ONNX file of packed codes, and verify it."""
+    from bitbybit.artifact import compile_checkpoint
+    from bitbybit.checkpoint import load_checkpoint, read_hash_config
+
+    source = load_checkpoint(
+        checkpoint, model_name=model, hash_config=read_hash_config(hash_config) if hash_config else None
+    )
+    target = artifact or source.path.with_suffix(".onnx")
+    result = compile_checkpoint(source, target, data_dir=data_dir)
+    if explain:
+        output.print(str(result.report), highlight=False, markup=False)
+    output.print(f"{target}: {size(target.stat().st_size)}, from {source.path} ({source.name})", soft_wrap=True)
+    if verify:
+        from bitbybit.cli.verify import run_verification
+
+        if not run_verification(target, source, data_dir, samples=samples, layer_samples=min(samples or 256, 256)):
+            errors.print(f"[red]error:[/red] {target} does not agree with PyTorch; the file is kept for inspection")
+            raise typer.Exit(1)

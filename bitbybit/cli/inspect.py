@@ -1,0 +1,120 @@
+"""``bitbybit inspect``: what an artifact holds; needs no PyTorch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from bitbybit.cli.console import output, size
+
+
+def inspect(
+    artifact: Path = typer.Argument(..., help="Compiled artifact (.onnx)."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON instead of tables."),
+) -> None:
+    """Print an artifact's layers: tiling, hash length, bytes, hashed operations."""
+    summary = summarise(artifact)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+        return
+    _print(summary)
+
+
+def summarise(artifact: Path) -> dict[str, Any]:
+    """The layers of an artifact with their sizes (bytes) and operations per image position.
+
+    Raises:
+        ArtifactError: the runtime refuses the file.
+    """
+    from runtime.loader import load_model
+
+    model = load_model(artifact)
+    rows = []
+    for layer in model.metadata.layers:
+        prefix = f"{layer.name}/"
+        own = {name: array for name, array in model.initializers.items() if name.startswith(prefix)}
+        projections = {n: a for n, a in own.items() if n.endswith("/projection")}
+        codes = [a for n, a in own.items() if n.endswith("/weight_codes")]
+        projected = [n.removesuffix("projection") for n in projections]
+        hdops = flops = 0
+        for part in projected:
+            k, features = projections[f"{part}projection"].shape
+            outputs, kh, kw = own[f"{part}weight_codes"].shape[:3]
+            hdops += 2 * k * features * kh * kw
+            flops += 2 * features * outputs * kh * kw
+        rows.append(
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "tiling": layer.tiling,
+                "hash_length": layer.hash_length,
+                "in_features": layer.in_features,
+                "out_features": layer.out_features,
+                "tiles": layer.tiles,
+                "parts": layer.parts,
+                "fused": list(layer.fused),
+                "code_bytes": sum(a.nbytes for a in codes),
+                "projection_bytes": sum(a.nbytes for a in projections.values()),
+                "bytes": sum(a.nbytes for a in own.values()),
+                "hdops": hdops,
+                "flops": flops,
+                "float_bytes": 2 * flops,  # one float32 for every multiply-add of a position
+            }
+        )
+    counts: dict[str, int] = {}
+    for node in model.nodes:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return {
+        "file": str(artifact),
+        "bytes": artifact.stat().st_size,
+        "model": model.metadata.model,
+        "checkpoint_sha256": model.metadata.checkpoint_sha256,
+        "format_version": model.metadata.format_version,
+        "classes": len(model.metadata.classes),
+        "input": list(model.inputs[0].shape),
+        "versions": dict(model.metadata.versions),
+        "operators": counts,
+        "layers": rows,
+    }
+
+
+def _print(summary: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    output.print(
+        f"[bold]{summary['file']}[/bold]: {summary['model'] or 'network'}, {size(summary['bytes'])}, "
+        f"format {summary['format_version']}, input {summary['input']}, {summary['classes']} classes",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table()
+    for name in ("layer", "tiling", "k", "in x out", "tiles", "fused", "codes", "all", "float", "HDOPs", "FLOPs"):
+        table.add_column(name, justify="left" if name in ("layer", "tiling", "fused") else "right")
+    for row in summary["layers"]:
+        table.add_row(
+            row["name"],
+            row["tiling"],
+            str(row["hash_length"]),
+            f"{row['in_features']} x {row['out_features']}",
+            f"{row['tiles']} x {row['parts']}",
+            ", ".join(row["fused"]),
+            size(row["code_bytes"]),
+            size(row["bytes"]),
+            size(row["float_bytes"]),
+            f"{row['hdops']:,}",
+            f"{row['flops']:,}",
+        )
+    layers = summary["layers"]
+    total = {key: sum(row[key] for row in layers) for key in ("code_bytes", "bytes", "float_bytes", "hdops", "flops")}
+    table.add_section()
+    table.add_row(
+        "all hashed layers", "", "", "", "", "",
+        size(total["code_bytes"]), size(total["bytes"]), size(total["float_bytes"]),
+        f"{total['hdops']:,}", f"{total['flops']:,}",
+    )  # fmt: skip
+    output.print(table)
+    operators = ", ".join(f"{count} {name}" for name, count in sorted(summary["operators"].items()))
+    output.print(f"nodes: {operators}", highlight=False)

@@ -1,0 +1,154 @@
+"""``bitbybit train``: float baselines and hashed fine-tuning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from bitbybit.cli.allocator import keep_freed_memory
+from bitbybit.cli.console import output, percent, progress_bar
+
+FLOAT_DEFAULTS = {"optimizer": "sgd", "lr": 0.2, "weight_decay": 5e-4, "warmup": 0.2}
+HASHED_DEFAULTS = {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "warmup": 0.05}
+
+
+def train(
+    model: str = typer.Argument(..., help="Backbone, for example cifar10_resnet20."),
+    output_dir: Path = typer.Option(..., "--output", "-o", help="Folder of this run."),
+    float_: bool = typer.Option(False, "--float", help="Train the float network instead of a hashed one."),
+    resume: bool = typer.Option(False, help="Go on with the run in the folder, with the options it has."),
+    export: Path | None = typer.Option(None, help="Also write the result to this .pth file, with its card."),
+    data_dir: str = typer.Option("data", help="Folder with DATASET.npz, or for torchvision's download."),
+    dataset: str = typer.Option("", help="Data set; by default from the backbone's name."),
+    weights: str = typer.Option("", help="State dict to start from (the float network)."),
+    hash_config: Path | None = typer.Option(None, help="JSON file with a configuration for every layer."),
+    kernel: str = typer.Option("learned_projection", help="learned_projection or random_projection."),
+    hash_length: int = typer.Option(64, "--hash-length", "-k", help="Bits in one code."),
+    tiling: str = typer.Option("pixel", help="pixel or patch."),
+    tile: int = typer.Option(16, help="Features that one hash covers; 0: all."),
+    output_tile: int = typer.Option(0, help="Outputs that share a projection; 0: all."),
+    centring: bool = typer.Option(True, help="Hash x minus its mean."),
+    orthogonal: bool = typer.Option(True, help="Draw projections in orthogonal blocks."),
+    epochs: int = typer.Option(10, help="Passes over the training images."),
+    batch_size: int = typer.Option(128, help="Images in a step."),
+    optimizer: str = typer.Option("", help="adam or sgd. [default: adam, sgd with --float]"),
+    lr: float | None = typer.Option(None, help="Peak rate of weights. [default: 0.001, 0.2 with --float]"),
+    lr_projection: float = typer.Option(1e-4, help="Peak rate of learned projections."),
+    weight_decay: float | None = typer.Option(None, help="[default: 0, 0.0005 with --float]"),
+    warmup: float | None = typer.Option(None, help="Share of rising steps. [default: 0.05, 0.2 with --float]"),
+    label_smoothing: float = typer.Option(0.0, help="Of the cross entropy."),
+    distill: float = typer.Option(0.0, help="Weight of the float network's soft targets, 0 to 1."),
+    temperature: float = typer.Option(4.0, help="Of the soft targets."),
+    holdout: int = typer.Option(5000, help="Training images held out to choose the epoch; 0: none."),
+    calibration: int = typer.Option(1024, help="Images for centres and batch-norm statistics."),
+    seed: int = typer.Option(0, help="Of everything that is random."),
+    device: str = typer.Option("", help="cpu or cuda. [default: cuda where there is one]"),
+) -> None:
+    """Train a float baseline (--float), or fine-tune a hashed network from one.
+
+    The test split is used once, after the last epoch. Stop with Ctrl-C, go on with --resume.
+    """
+    keep_freed_memory()
+    from bitbybit.training import TrainOptions
+
+    defaults = FLOAT_DEFAULTS if float_ else HASHED_DEFAULTS
+    given: dict[str, Any] = {
+        "optimizer": optimizer or None,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+    }
+    options = TrainOptions(
+        model=model,
+        dataset=dataset,
+        data_dir=data_dir,
+        weights=weights,
+        hash_config=None
+        if float_
+        else _config(
+            model,
+            hash_config,
+            {
+                "hash_kernel_type": kernel,
+                "hash_length": hash_length,
+                "input_tile_size": tile or None,
+                "output_tile_size": output_tile or None,
+                "tiling": tiling,
+                "centring": centring,
+                "orthogonal": orthogonal,
+            },
+        ),
+        epochs=epochs,
+        batch_size=batch_size,
+        lr_projection=lr_projection,
+        label_smoothing=label_smoothing,
+        distill=distill,
+        temperature=temperature,
+        holdout=holdout,
+        calibration=calibration,
+        seed=seed,
+        device=device,
+        **{name: defaults[name] if value is None else value for name, value in given.items()},
+    )
+    result = train_with_progress(options, output_dir, resume=resume)
+    summary = result.summary
+    if export is not None:
+        from bitbybit.checkpoint import save_checkpoint
+
+        save_checkpoint(result.model, export, card_of(summary))
+        output.print(f"{export} and {export.with_suffix('.json').name} written")
+    output.print(
+        f"{output_dir}: epoch {summary['epoch']}, held-out {percent(summary['val_accuracy'])}, "
+        f"test {percent(summary['test_accuracy'])}"
+        + (f", float {percent(summary['float_test_accuracy'])}" if "float_test_accuracy" in summary else "")
+    )
+
+
+def card_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """The part of a run's summary that travels with its checkpoint."""
+    keys = ("model", "dataset", "epoch", "val_accuracy", "test_accuracy", "float_test_accuracy", "options")
+    card = {key: summary[key] for key in keys if key in summary}
+    card["options"] = {k: v for k, v in summary["options"].items() if k not in ("data_dir", "hash_config", "weights")}
+    return card
+
+
+def _config(model: str, path: Path | None, common: dict[str, Any]) -> dict[str, Any]:
+    from bitbybit.checkpoint import read_hash_config
+    from bitbybit.patching import plan_patch
+    from bitbybit.utils.models import get_backbone
+
+    config = read_hash_config(path) if path else {"common_params": common}
+    plan_patch(get_backbone(model, pretrained=False), config)  # refuse now what would fail after loading data
+    return config
+
+
+def train_with_progress(options: Any, folder: Path, *, resume: bool = False, quiet: bool = False) -> Any:
+    """Runs ``bitbybit.training.train`` with a bar for the steps and a line for each epoch."""
+    from bitbybit.training import train as run_training
+
+    with progress_bar() as progress:
+        task = progress.add_task(f"{options.model}, preparing", total=None)
+
+        def on_step(epoch: int, step: int, steps: int, loss: float) -> None:
+            progress.update(
+                task,
+                description=f"epoch {epoch + 1}/{options.epochs}, loss {loss:.3f}",
+                completed=epoch * steps + step + 1,
+                total=options.epochs * steps,
+            )
+
+        def on_epoch(row: dict[str, Any]) -> None:
+            if not quiet:
+                progress.console.print(
+                    f"epoch {row['epoch']:>3}  train {percent(row['train_accuracy'])}  "
+                    f"held-out {percent(row['val_accuracy'])}  loss {row['train_loss']:.4f}  {row['seconds']:.0f} s",
+                    highlight=False,
+                )
+
+        try:
+            return run_training(options, folder, resume=resume, on_step=on_step, on_epoch=on_epoch)
+        except KeyboardInterrupt:
+            progress.console.print(f"stopped; go on with: bitbybit train {options.model} -o {folder} --resume")
+            raise

@@ -1,0 +1,156 @@
+"""What a parity check found, and when it counts as passed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_RELATIVE_ERROR = 1e-5  # of a layer's output, given equal codes, against its largest value
+MAX_BIT_RATE = 1e-5  # code bits that may differ
+MAX_BIT_MARGIN = 1e-5  # |P x| / (|P| |x|) up to which rounding may decide a bit
+MIN_AGREEMENT = 0.9999  # top-1, end to end
+
+
+@dataclass
+class LayerParity:
+    """One layer of one program against PyTorch.
+
+    Attributes:
+        name: module path.
+        bits: code bits compared.
+        differing_bits: of them, those that differ.
+        bit_margin: largest ``|P x| / (|P| |x|)`` among those.
+        max_error: largest absolute difference of the output, given equal codes.
+        max_value: largest absolute output.
+    """
+
+    name: str
+    bits: int = 0
+    differing_bits: int = 0
+    bit_margin: float = 0.0
+    max_error: float = 0.0
+    max_value: float = 0.0
+
+    def add_codes(self, bits: int, differing: int, margin: float) -> None:
+        """Counts the code bits of a batch."""
+        self.bits += bits
+        self.differing_bits += differing
+        self.bit_margin = max(self.bit_margin, margin)
+
+    def add_output(self, ours: Tensor, theirs: Tensor) -> None:
+        """Measures the outputs of a batch; a value that is not finite counts as an infinite error."""
+        error = float((ours - theirs).abs().max()) if torch.isfinite(theirs).all() else float("inf")
+        self.max_error = max(self.max_error, error)
+        self.max_value = max(self.max_value, float(ours.abs().max()))
+
+    @property
+    def relative_error(self) -> float:
+        """Largest error over the largest value."""
+        return self.max_error / self.max_value if self.max_value else self.max_error
+
+    @property
+    def problem(self) -> str:
+        """Why the layer fails, or an empty string."""
+        if self.differing_bits and self.bit_margin > MAX_BIT_MARGIN:
+            return f"a code bit differs at {self.bit_margin:.1e} of the full projection, beyond rounding"
+        if self.differing_bits > 1 and self.differing_bits > MAX_BIT_RATE * self.bits:
+            return f"{self.differing_bits} of {self.bits} code bits differ"
+        if not self.relative_error <= MAX_RELATIVE_ERROR:
+            return f"output differs by {self.relative_error:.1e} of its largest value, given equal codes"
+        return ""
+
+
+@dataclass
+class ProgramParity:
+    """One program against PyTorch, end to end and by layer.
+
+    Attributes:
+        name: of the program.
+        accuracy: top-1, 0..1; None without labels.
+        agreement: share of samples with PyTorch's top-1.
+        disagreements: indices of the other samples (the first 100).
+        max_logit_error: largest absolute difference of a logit.
+        samples: compared end to end.
+        layer_samples: compared layer by layer.
+        layers: in graph order.
+    """
+
+    name: str
+    accuracy: float | None
+    agreement: float
+    disagreements: list[int]
+    max_logit_error: float
+    samples: int
+    layer_samples: int
+    layers: list[LayerParity] = field(default_factory=list)
+
+    @property
+    def first_departing_layer(self) -> str:
+        """The first layer with a problem, or an empty string."""
+        return next((layer.name for layer in self.layers if layer.problem), "")
+
+    @property
+    def problems(self) -> list[str]:
+        """Why the program fails; empty where it passes."""
+        found = [f"{self.name}: layer {layer.name}: {layer.problem}" for layer in self.layers if layer.problem]
+        if self.agreement < MIN_AGREEMENT:
+            lost = round((1 - self.agreement) * self.samples)
+            found.append(f"{self.name}: top-1 differs from PyTorch on {lost} of {self.samples} samples")
+        return found
+
+
+@dataclass
+class ParityReport:
+    """The whole check.
+
+    Attributes:
+        artifact: file name.
+        artifact_sha256: of the file.
+        checkpoint_sha256: of the network it was compared with.
+        torch_accuracy: top-1 of the hashed network in PyTorch, in the artifact's arithmetic, 0..1;
+            None without labels.
+        float32_accuracy: the same in PyTorch's plain float32, where rounding decides ties.
+        float32_agreement: share of samples on which those two have the same top-1.
+        programs: one entry for each program.
+    """
+
+    artifact: str
+    artifact_sha256: str
+    checkpoint_sha256: str
+    torch_accuracy: float | None
+    float32_accuracy: float | None
+    float32_agreement: float
+    programs: list[ProgramParity]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every program passed."""
+        return not self.problems
+
+    @property
+    def problems(self) -> list[str]:
+        """All reasons for failure."""
+        return [problem for program in self.programs for problem in program.problems]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready values."""
+        programs = []
+        for program in self.programs:
+            entry = asdict(program)
+            for layer, row in zip(program.layers, entry["layers"], strict=True):
+                row |= {"relative_error": layer.relative_error, "problem": layer.problem}
+            entry |= {"first_departing_layer": program.first_departing_layer, "problems": program.problems}
+            programs.append(entry)
+        return {
+            "artifact": self.artifact,
+            "artifact_sha256": self.artifact_sha256,
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "passed": self.passed,
+            "torch_accuracy": self.torch_accuracy,
+            "float32_accuracy": self.float32_accuracy,
+            "float32_agreement": self.float32_agreement,
+            "programs": programs,
+        }

@@ -1,0 +1,181 @@
+"""The parity check as a function: PyTorch's network, the artifact, samples in; a report out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bitbybit.errors import BitbybitError
+from bitbybit.exact import ExactReference
+from bitbybit.utils.files import sha256
+from bitbybit.verify.executors import Executor, OnnxruntimeExecutor, RuntimeExecutor
+from bitbybit.verify.layers import compare_layers, traced_layers, value_names
+from bitbybit.verify.report import LayerParity, ParityReport, ProgramParity
+from runtime.opset import META_CHECKPOINT_SHA256, META_LAYERS
+
+Progress = Callable[[str, int, int], None]  # stage, samples done, samples in all
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """How much is compared.
+
+    Attributes:
+        layer_samples: samples compared layer by layer; 0: all of them.
+        onnxruntime: compare with stock onnxruntime too.
+        batch_size: samples at once.
+        threads: of the runtimes; 0: all cores.
+    """
+
+    layer_samples: int = 512
+    onnxruntime: bool = True
+    batch_size: int = 64
+    threads: int = 0
+
+
+def verify_artifact(
+    artifact: str | Path,
+    model: nn.Module,
+    images: Tensor,
+    labels: NDArray[np.integer[Any]] | None = None,
+    *,
+    options: VerifyOptions | None = None,
+    checkpoint_sha256: str = "",
+    progress: Progress | None = None,
+) -> ParityReport:
+    """Compares an artifact with the hashed network it was compiled from.
+
+    Args:
+        artifact: the ``.onnx`` file.
+        model: the hashed network, not compiled.
+        images: float32[n, c, h, w], normalised.
+        labels: int[n], for accuracies.
+        options: how much is compared.
+        checkpoint_sha256: of the network's file; must be what the artifact was compiled from.
+        progress: called after every batch.
+
+    Raises:
+        ArtifactError: the runtime refuses the file.
+        BitbybitError: the artifact belongs to another network, or onnxruntime is missing.
+    """
+    from compiler.trace import trace
+
+    options = options or VerifyOptions()
+    note = progress or (lambda stage, done, total: None)
+    entries = _layer_entries(artifact, checkpoint_sha256)
+    layers = traced_layers(entries)
+    executors: list[Executor] = [RuntimeExecutor(artifact, options.threads)]
+    if options.onnxruntime:
+        executors.append(OnnxruntimeExecutor(artifact, options.threads))
+    model = model.eval()
+    graph = trace(model)
+    known = {node.name for node in graph.graph.nodes}
+    for layer in layers:
+        if layer.node not in known or layer.source not in known:
+            raise BitbybitError(f"{artifact}: layer {layer.name!r} is not in the network's trace; compile it again")
+    reference = ExactReference(graph, stored={layer.source for layer in layers})
+    ours = _logits(lambda x: reference.logits(torch.from_numpy(x)).numpy(), images, options.batch_size, "PyTorch", note)
+    plain = _logits(lambda x: _torch_logits(model, x), images, options.batch_size, "PyTorch float32", note)
+    programs = []
+    for executor in executors:
+        programs.append(_compare(executor, graph, layers, images, labels, ours, options, note))
+    return ParityReport(
+        artifact=Path(artifact).name,
+        artifact_sha256=sha256(artifact),
+        checkpoint_sha256=checkpoint_sha256,
+        torch_accuracy=_accuracy(ours, labels),
+        float32_accuracy=_accuracy(plain, labels),
+        float32_agreement=float((plain.argmax(1) == ours.argmax(1)).mean()),
+        programs=programs,
+    )
+
+
+def _layer_entries(artifact: str | Path, checkpoint_sha256: str) -> list[dict[str, Any]]:
+    from runtime.loader import load_model  # checks the file before onnx or onnxruntime see it
+
+    load_model(artifact)
+    properties = {p.key: p.value for p in onnx.load(str(artifact)).metadata_props}
+    compiled_from = properties[META_CHECKPOINT_SHA256]
+    if checkpoint_sha256 and compiled_from and compiled_from != checkpoint_sha256:
+        raise BitbybitError(
+            f"{artifact}: compiled from checkpoint {compiled_from[:12]}..., got {checkpoint_sha256[:12]}...; "
+            "compile it again or name the right checkpoint"
+        )
+    return json.loads(properties[META_LAYERS])
+
+
+@torch.no_grad()
+def _torch_logits(model: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    return model(torch.from_numpy(images)).numpy()
+
+
+def _logits(
+    run: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    images: Tensor,
+    batch_size: int,
+    stage: str,
+    note: Progress,
+) -> NDArray[np.float32]:
+    found = []
+    for start in range(0, len(images), batch_size):
+        found.append(run(images[start : start + batch_size].contiguous().numpy()))
+        note(stage, min(start + batch_size, len(images)), len(images))
+    return np.concatenate(found)
+
+
+def _compare(
+    executor: Executor,
+    graph: torch.fx.GraphModule,
+    layers: list[Any],
+    images: Tensor,
+    labels: NDArray[np.integer[Any]] | None,
+    ours: NDArray[np.float32],
+    options: VerifyOptions,
+    note: Progress,
+) -> ProgramParity:
+    names = value_names(layers)
+    parity = {layer.name: LayerParity(layer.name) for layer in layers}
+    count = min(options.layer_samples or len(images), len(images)) if layers else 0
+    for start in range(0, count, options.batch_size):
+        batch = images[start : min(start + options.batch_size, count)].contiguous()
+        compare_layers(graph, layers, batch, executor.run(batch.numpy(), names), parity)
+        note(f"{executor.name}, layers", min(start + options.batch_size, count), count)
+    output = _output_name(executor)
+    theirs = _logits(
+        lambda x: executor.run(x, [output])[output].astype(np.float32, copy=False),
+        images,
+        options.batch_size,
+        executor.name,
+        note,
+    )
+    differing = np.flatnonzero(ours.argmax(1) != theirs.argmax(1))
+    return ProgramParity(
+        name=executor.name,
+        accuracy=_accuracy(theirs, labels),
+        agreement=1 - len(differing) / len(images),
+        disagreements=differing[:100].tolist(),
+        max_logit_error=float(np.abs(ours - theirs).max()),
+        samples=len(images),
+        layer_samples=count,
+        layers=list(parity.values()),
+    )
+
+
+def _output_name(executor: Executor) -> str:
+    if isinstance(executor, RuntimeExecutor):
+        return executor.session.get_outputs()[0].name
+    assert isinstance(executor, OnnxruntimeExecutor)
+    return executor._model.graph.output[0].name
+
+
+def _accuracy(logits: NDArray[np.float32], labels: NDArray[np.integer[Any]] | None) -> float | None:
+    return None if labels is None else float((logits.argmax(1) == labels).mean())

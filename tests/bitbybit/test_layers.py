@@ -1,0 +1,134 @@
+"""Hash layers: against the kernels' plain definition, for every geometry; centring; shapes."""
+
+import pytest
+import torch
+from torch import nn
+
+from bitbybit.errors import ConfigError
+from bitbybit.nn import HashConv2d, HashLinear
+
+GEOMETRIES = {
+    "3x3": dict(kernel_size=3, padding=1),
+    "stride": dict(kernel_size=3, stride=2, padding=1),
+    "point": dict(kernel_size=1, stride=2),
+    "dilation": dict(kernel_size=3, padding=2, dilation=2, stride=3),
+    "groups": dict(kernel_size=(3, 2), stride=(1, 2), padding=(2, 1), dilation=(2, 1), groups=2),
+    "depthwise": dict(kernel_size=3, padding=1, groups=6),
+    "valid": dict(kernel_size=5, stride=2, padding="valid"),
+    "same": dict(kernel_size=3, padding="same"),
+}
+
+
+def sample_input():
+    x = torch.randn(2, 6, 9, 8).relu()
+    x[0, :, 2:5] = 0  # whole windows of zeros
+    return x.double()
+
+
+@pytest.mark.parametrize("centring", [False, True])
+@pytest.mark.parametrize("tiling", ["patch", "pixel"])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_convolution_equals_the_plain_definition(geometry, tiling, centring):
+    torch.manual_seed(1)
+    module = nn.Conv2d(6, 12, **GEOMETRIES[geometry])
+    layer = HashConv2d.from_torch_module(
+        module, 4, 4, "learned_projection", 33, tiling=tiling, centring=centring, orthogonal=True
+    ).double()
+    if centring:
+        layer.centre.normal_()
+    x = sample_input()
+    y = layer(x)
+    assert y.shape == module.double()(x).shape
+    # 1e-7: the engine's polynomial sine is fitted to 7e-9
+    torch.testing.assert_close(y, layer.forward_reference(x), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("tiling", ["patch", "pixel"])
+@pytest.mark.parametrize("geometry", ["3x3", "stride", "groups"])
+def test_estimate_correlates_with_the_exact_convolution(geometry, tiling):
+    torch.manual_seed(2)
+    module = nn.Conv2d(6, 12, **GEOMETRIES[geometry])
+    layer = HashConv2d.from_torch_module(module, 8, None, hash_length=1024, tiling=tiling, centring=True)
+    x = torch.randn(2, 6, 9, 8).relu()
+    layer.centre.copy_(x.mean((0, 2, 3)))
+    pair = torch.stack([layer(x).flatten(), module(x).flatten()])
+    assert torch.corrcoef(pair)[0, 1] > 0.97
+
+
+@pytest.mark.parametrize("tiling", ["patch", "pixel"])
+def test_centring_is_exact_where_the_input_is_the_centre(tiling):
+    module = nn.Conv2d(3, 5, 3)
+    layer = HashConv2d.from_torch_module(module, tiling=tiling, centring=True, hash_length=8)
+    layer.centre.copy_(torch.tensor([0.3, -1.0, 2.0]))
+    x = layer.centre.view(1, 3, 1, 1).expand(2, 3, 6, 6)
+    # 1e-5: float32 sums of 27 products in another order
+    torch.testing.assert_close(layer(x), module(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tiling", ["patch", "pixel"])
+def test_codes_lead_back_to_the_output(tiling):
+    torch.manual_seed(3)
+    layer = HashConv2d.from_torch_module(
+        nn.Conv2d(6, 8, 3, stride=2, padding=1, groups=2), 4, 3, hash_length=65, tiling=tiling, centring=True
+    )
+    layer.centre.normal_()
+    x = torch.randn(2, 6, 9, 8)
+    with torch.no_grad():
+        codes, norms = zip(*(layer.encode_input(x, part) for part in layer.parts), strict=True)
+        # 1e-6: the same products, added in another order
+        torch.testing.assert_close(layer.estimate_from_codes(list(codes), list(norms)), layer(x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5), (0, 5)])
+def test_linear_takes_any_leading_dimensions(shape):
+    layer = HashLinear.from_torch_module(nn.Linear(5, 4), 2, 3, "learned_projection", 31)
+    x = torch.randn(shape)
+    y = layer(x)
+    assert y.shape == (*shape[:-1], 4)
+    torch.testing.assert_close(y, layer.forward_reference(x), rtol=1e-5, atol=1e-6)  # float32 rounding
+
+
+def test_zero_images_give_the_bias():
+    module = nn.Conv2d(4, 3, 3, padding=1)
+    layer = HashConv2d.from_torch_module(module, hash_length=63, tiling="pixel", input_tile_size=2)
+    expected = module.bias.view(1, 3, 1, 1).expand(1, 3, 5, 5)
+    assert torch.equal(layer(torch.zeros(1, 4, 5, 5)), expected)
+
+
+def test_state_dict_has_the_published_names():
+    layer = HashConv2d.from_torch_module(nn.Conv2d(4, 6, 3, bias=False), 16, 4, "learned_projection", 8)
+    assert list(layer.state_dict()) == ["weight"] + [
+        f"hash_kernels.{i}.{j}._learnable_projection_matrix" for i in range(3) for j in range(2)
+    ]
+    assert [tuple(k.projection_matrix.shape) for k in layer.kernels()] == [(8, 16)] * 4 + [(8, 4)] * 2
+
+
+def test_only_a_centred_layer_stores_a_centre():
+    assert "centre" in HashLinear.from_torch_module(nn.Linear(4, 2), centring=True).state_dict()
+    assert "centre" not in HashLinear.from_torch_module(nn.Linear(4, 2)).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(hash_length=0), "hash_length: expected a whole number"),
+        (dict(input_tile_size=-1), "input_tile_size: expected"),
+        (dict(tiling="stripes"), "tiling: expected one of patch, pixel"),
+        (dict(colour="red"), "unknown hash option 'colour'"),
+        (dict(hash_kernel_type="simhash"), "unknown hash kernel type 'simhash'"),
+    ],
+)
+def test_refuses_bad_options(options, message):
+    with pytest.raises(ConfigError, match=message):
+        HashLinear.from_torch_module(nn.Linear(4, 2), **options)
+
+
+def test_refuses_padding_that_is_not_zeros():
+    with pytest.raises(ConfigError, match="padding_mode"):
+        HashConv2d.from_torch_module(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"))
+
+
+def test_refuses_an_image_of_other_channels():
+    layer = HashConv2d.from_torch_module(nn.Conv2d(3, 4, 3))
+    with pytest.raises(ValueError, match=r"float\[n, 3, h, w\]"):
+        layer(torch.zeros(1, 4, 8, 8))

@@ -1,0 +1,243 @@
+"""Training: resume equals an uninterrupted run, the test split stays apart, divergence is named."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bitbybit.errors import CheckpointError, ConfigError, DivergenceError
+from bitbybit.training import TrainOptions, reestimate_batch_norm, train
+from bitbybit.training import prepare as prepare_module
+from bitbybit.training.loop import distillation_loss, learning_rate_factor, make_optimizer
+from bitbybit.training.run_folder import RunFolder
+from bitbybit.utils import models
+from bitbybit.utils.data import ImageArrays
+
+
+class TinyNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.dropout = nn.Dropout(0.2)  # draws from the global generator: a resume must restore it
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.bn(self.conv(x))).mean((2, 3))
+        return self.fc(self.dropout(x))
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    rng = np.random.default_rng(0)
+    centres = rng.integers(60, 200, (10, 1, 1, 3))
+
+    def split(n):
+        y = np.arange(n) % 10
+        x = np.clip(centres[y] + rng.normal(0, 20, (n, 8, 8, 3)), 0, 255).astype(np.uint8)
+        return x, y.astype(np.int64)
+
+    (train_x, train_y), (test_x, test_y) = split(200), split(50)
+    arrays = ImageArrays(train_x, train_y, test_x, test_y, tuple("0123456789"))
+    monkeypatch.setattr(prepare_module, "load_arrays", lambda *a, **k: arrays)
+    monkeypatch.setitem(models.MODELS, "digits_tiny", TinyNet)
+    return arrays
+
+
+def float_options(**changes):
+    return TrainOptions(
+        **{"model": "digits_tiny", "epochs": 3, "batch_size": 32, "holdout": 40, "optimizer": "sgd", "lr": 0.1, **changes}
+    )
+
+
+def hashed_options(weights, **changes):
+    config = {"common_params": {"hash_kernel_type": "learned_projection", "hash_length": 16, "centring": True}}
+    return float_options(weights=str(weights), hash_config=config, optimizer="adam", lr=1e-3, distill=0.5, **changes)
+
+
+@pytest.fixture
+def float_weights(tiny, tmp_path):
+    train(float_options(), tmp_path / "float")
+    return tmp_path / "float" / "model.pth"
+
+
+def test_writes_options_metrics_weights_and_summary(tiny, tmp_path):
+    result = train(float_options(), tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    rows = folder.metrics.read_text().splitlines()
+    assert rows[0].startswith("epoch,train_loss,train_accuracy,val_loss,val_accuracy")
+    assert len(rows) == 4
+    summary = json.loads(folder.summary.read_text())
+    assert summary["test_accuracy"] == result.summary["test_accuracy"]
+    best = max(row["val_accuracy"] for row in result.history)
+    assert summary["val_accuracy"] == pytest.approx(best)
+    assert folder.read_options() == float_options()
+
+
+def test_learns(tiny, tmp_path):
+    assert train(float_options(epochs=30), tmp_path / "run").summary["test_accuracy"] > 0.5  # chance: 0.1
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+def test_resume_gives_the_result_of_an_uninterrupted_run(tiny, float_weights, tmp_path, hashed):
+    options = hashed_options(float_weights) if hashed else float_options()
+    whole = train(options, tmp_path / "whole")
+
+    def interrupt(epoch, step, steps, loss):
+        if (epoch, step) == (1, 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(options, tmp_path / "cut", on_step=interrupt)
+    assert RunFolder(tmp_path / "cut").load_state()["epoch"] == 1
+    torch.rand(7)  # the global generator has moved on
+    resumed = train(options, tmp_path / "cut", resume=True)
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[key]), key
+    assert resumed.summary["test_accuracy"] == whole.summary["test_accuracy"]
+    assert len(resumed.history) == 3
+
+
+def test_resuming_a_finished_run_changes_nothing(tiny, tmp_path):
+    first = train(float_options(), tmp_path / "run")
+    again = train(float_options(), tmp_path / "run", resume=True)
+    assert first.summary["test_accuracy"] == again.summary["test_accuracy"]
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tiny, tmp_path):
+    weights = [
+        train(float_options(epochs=1, seed=seed), tmp_path / name).model.fc.weight
+        for seed, name in ((1, "a"), (1, "b"), (2, "c"))
+    ]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_hashed_run_trains_weights_and_projections_from_the_float_net(tiny, float_weights, tmp_path):
+    result = train(hashed_options(float_weights), tmp_path / "hashed")
+    assert result.summary["float_test_accuracy"] > 0
+    start = torch.load(float_weights, weights_only=True)
+    assert not torch.equal(start["conv.weight"], result.model.conv.weight)
+    assert result.model.conv.centre.abs().sum() > 0
+
+
+def test_test_split_is_not_seen_before_the_end(tiny, tmp_path, monkeypatch):
+    seen = []
+    real = prepare_module.make_loader
+
+    def spy(dataset, *args, **kwargs):
+        loader = real(dataset, *args, **kwargs)
+        if dataset.images is tiny.test_x:
+            original = dataset.__class__.__getitems__
+            monkeypatch.setattr(
+                dataset.__class__,
+                "__getitems__",
+                lambda self, indices: (seen.append(self.images is tiny.test_x), original(self, indices))[1],
+            )
+        return loader
+
+    monkeypatch.setattr(prepare_module, "make_loader", spy)
+    train(float_options(), tmp_path / "run")
+    first_test = seen.index(True)
+    assert all(seen[first_test:])
+
+
+def test_divergence_names_step_and_layer_and_keeps_the_last_state(tiny, tmp_path):
+    def poison(epoch, step, steps, loss):
+        if (epoch, step) == (1, 1):
+            raise_in.append(True)
+
+    raise_in: list[bool] = []
+    original = TinyNet.forward
+
+    def forward(self, x):
+        if raise_in and self.training:
+            with torch.no_grad():
+                self.conv.weight.fill_(math.nan)
+        return original(self, x)
+
+    TinyNet.forward = forward
+    try:
+        with pytest.raises(DivergenceError, match=r"epoch 2, step 3, first in conv"):
+            train(float_options(), tmp_path / "run", on_step=poison)
+    finally:
+        TinyNet.forward = original
+    assert RunFolder(tmp_path / "run").load_state()["epoch"] == 1
+
+
+def test_refuses_a_folder_that_holds_a_run(tiny, tmp_path):
+    train(float_options(epochs=1), tmp_path / "run")
+    with pytest.raises(ConfigError, match="--resume"):
+        train(float_options(epochs=1), tmp_path / "run")
+
+
+def test_refuses_to_resume_what_is_no_run(tmp_path):
+    with pytest.raises(CheckpointError, match="not a training run"):
+        train(float_options(), tmp_path, resume=True)
+
+
+def test_refuses_a_damaged_state(tiny, tmp_path):
+    train(float_options(epochs=1), tmp_path / "run")
+    (tmp_path / "run" / "last.pt").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="damaged checkpoint"):
+        train(float_options(), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"lr": -1.0}, "lr"),
+        ({"lr": math.nan}, "lr"),
+        ({"distill": 1.5}, "distill"),
+        ({"optimizer": "lion"}, "optimizer"),
+    ],
+)
+def test_refuses_options_out_of_range(change, message):
+    with pytest.raises(ConfigError, match=message):
+        float_options(**change)
+
+
+def test_options_survive_json():
+    options = hashed_options("w.pth")
+    assert TrainOptions.from_dict(json.loads(json.dumps(options.to_dict()))) == options
+    with pytest.raises(ConfigError, match="unknown training option 'learning_rate'"):
+        TrainOptions.from_dict({"model": "x", "learning_rate": 1})
+
+
+def test_learning_rate_rises_then_falls_to_zero():
+    factors = [learning_rate_factor(step, 100, 0.1) for step in range(100)]
+    assert factors[0] == 0.1
+    assert max(factors) == factors[9] == factors[10] == 1.0
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[-1] < 0.001
+
+
+def test_projections_have_their_own_rate():
+    import bitbybit as bb
+
+    model = bb.patch_model(TinyNet(), {"common_params": {"hash_kernel_type": "learned_projection", "hash_length": 8}})
+    optimizer = make_optimizer(model, float_options(lr=0.5, lr_projection=0.25, weight_decay=0.1))
+    by_rate = {g["lr"]: g for g in optimizer.param_groups if g["weight_decay"] == 0 and g["lr"] == 0.25}
+    assert len(by_rate[0.25]["params"]) == 2
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
+
+
+def test_distillation_vanishes_where_student_equals_teacher():
+    logits, labels = torch.randn(6, 10), torch.arange(6)
+    options = float_options(distill=1.0)
+    assert distillation_loss(logits, labels, logits, options).abs() < 1e-6  # float32 log-softmax
+    assert distillation_loss(logits, labels, -logits, options) > 0.1
+
+
+def test_batch_norm_reestimation_gives_the_statistics_of_the_images():
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    images = torch.randn(64, 3, 4, 4) * 2 + 5
+    reestimate_batch_norm(model, images, batch_size=16)
+    # 1e-4: average of four batches' means, in float32
+    torch.testing.assert_close(model[0].running_mean, images.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+    assert model[0].momentum == 0.1
+    assert model.training
