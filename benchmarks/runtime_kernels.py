@@ -54,18 +54,19 @@ def hashed_layer(
         f"{prefix}/projection": rng.standard_normal((k, channels)).astype(np.float32),
         f"{prefix}/centre": rng.random(channels).astype(np.float32),
         f"{prefix}/weight_codes": pack(rng.random((outputs, 3, 3, tiles, k)) < 0.5),
-        f"{prefix}/weight_scales": (scale * rng.random((outputs, 3, 3, tiles))).astype(np.float32),
+        f"{prefix}/weight_norms": (scale * rng.random((outputs, 3, 3, tiles))).astype(np.float32),
         f"table/{k}": np.cos(np.pi * np.arange(k + 1) / k).astype(np.float32),
-        f"{prefix}/bias": rng.standard_normal(outputs).astype(np.float32),
+        f"{prefix}/scale": np.ones(outputs),
+        f"{prefix}/bias": rng.standard_normal(outputs),
     }
     encode = helper.make_node(
         opset.LSH_ENCODE, [source, f"{prefix}/projection", f"{prefix}/centre"], [f"{prefix}/codes", f"{prefix}/norms"],
         name=f"{prefix}/encode", domain=opset.DOMAIN, kernel_shape=[1, 1], strides=[1, 1], dilations=[1, 1],
         pads=[1, 1, 1, 1], tile_size=tile_size,
     )  # fmt: skip
-    names = ("codes", "norms", "weight_codes", "weight_scales")
+    names = ("codes", "norms", "weight_codes", "weight_norms")
     inputs = (
-        [f"{prefix}/{name}" for name in names] + [f"table/{k}", f"{prefix}/bias"] + ([residual] if residual else [])
+        [f"{prefix}/{name}" for name in names] + [f"table/{k}", f"{prefix}/scale", f"{prefix}/bias"] + ([residual] if residual else [])
     )
     dot = helper.make_node(
         opset.LSH_CONV_ADD if residual else opset.LSH_CONV, inputs, [f"{prefix}/output"], name=f"{prefix}/dot",

@@ -44,8 +44,8 @@ def exact_encode(layer: HashLinear | HashConv2d, part: Part, x: Tensor) -> tuple
         x: float32[N, c, h, w], or float32[..., features] for a linear layer.
 
     Returns:
-        bits bool[T, N, oh, ow, k] and norms float32[T, N, oh, ow], as ``encode_input`` lays them
-        out; [T, M, k] and [T, M] for a linear layer.
+        bits bool[T, N, oh, ow, k] and norms float32[T, N, oh, ow], as the
+        artifact stores them; [T, M, k] and [T, M] for a linear layer.
     """
     tiles, size = input_tiles(layer, part, x)
     projection = layer._tiles(layer.projection(part).detach().double())
@@ -61,6 +61,8 @@ def input_tiles(
     if isinstance(layer, HashLinear):
         return layer._tiles(layer.centred(x).reshape(-1, layer.in_features).double()), None
     padded = layer._group(layer.padded(x), part)
+    if layer.pixel and layer.kernel_size == (1, 1):
+        padded = padded[:, :, :: layer.stride[0], :: layer.stride[1]]  # only these pixels are read
     if layer.pixel:
         size = (padded.shape[0], padded.shape[2], padded.shape[3])
         vectors = padded.permute(0, 2, 3, 1).reshape(-1, layer.features)
@@ -86,7 +88,7 @@ def exact_estimate(layer: HashLinear | HashConv2d, part: Part, bits: Tensor, nor
     if isinstance(layer, HashLinear):
         return _products(bits.unsqueeze(1), norms.unsqueeze(1), weight_bits, scales)[0]
     kernel = layer.kernel_size if layer.pixel else (1, 1)
-    (sy, sx), (dy, dx) = (layer.stride, layer.dilation) if layer.pixel else ((1, 1), (1, 1))
+    (sy, sx), (dy, dx) = (layer.stride, layer.dilation) if math.prod(kernel) > 1 else ((1, 1), (1, 1))
     height, width, hash_length = bits.shape[2:]
     oh, ow = (height - dy * (kernel[0] - 1) - 1) // sy + 1, (width - dx * (kernel[1] - 1) - 1) // sx + 1
     taps = math.prod(kernel)

@@ -55,7 +55,7 @@ def functions() -> list[FunctionProto]:
     """A trivially valid body for each custom operator; the runtime only asks that it exists."""
     bodies = {
         opset.LSH_ENCODE: (["X", "projection", "centre"], ["codes", "norms"]),
-        opset.LSH_CONV: (["codes", "norms", "weight_codes", "weight_scales", "table", "bias"], ["Y"]),
+        opset.LSH_CONV: (["codes", "norms", "weight_codes", "weight_norms", "table", "scale", "bias"], ["Y"]),
     }
     bodies[opset.LSH_CONV_ADD] = (bodies[opset.LSH_CONV][0] + ["residual"], ["Y"])
     return [
@@ -98,7 +98,7 @@ class HashedLayer:
     Attributes:
         encode: attributes of ``LshEncode``.
         dot: attributes of ``LshConv``.
-        projection, centre, weight_codes, weight_scales, table, bias: initializers.
+        projection, centre, weight_codes, weight_norms, table, scale, bias: initializers.
     """
 
     encode: dict[str, Any]
@@ -106,13 +106,14 @@ class HashedLayer:
     projection: np.ndarray
     centre: np.ndarray
     weight_codes: np.ndarray
-    weight_scales: np.ndarray
+    weight_norms: np.ndarray
     table: np.ndarray
+    scale: np.ndarray
     bias: np.ndarray
 
     def initializers(self, prefix: str) -> dict[str, np.ndarray]:
         """The operands, named as docs/artifact.md says."""
-        names = ("projection", "centre", "weight_codes", "weight_scales", "bias")
+        names = ("projection", "centre", "weight_codes", "weight_norms", "scale", "bias")
         arrays: dict[str, np.ndarray] = {f"{prefix}/{name}": getattr(self, name) for name in names}
         arrays[f"{prefix}/table"] = self.table
         return arrays
@@ -127,7 +128,7 @@ class HashedLayer:
             domain=opset.DOMAIN,
             **self.encode,
         )
-        operands = ["codes", "norms", "weight_codes", "weight_scales", "table", "bias"]
+        operands = ["codes", "norms", "weight_codes", "weight_norms", "table", "scale", "bias"]
         dot = helper.make_node(
             opset.LSH_CONV_ADD if residual else opset.LSH_CONV,
             [f"{prefix}/{name}" for name in operands] + ([residual] if residual else []),
@@ -183,9 +184,10 @@ def make_layer(rng: np.random.Generator, shape: LayerShape) -> HashedLayer:
         rng.integers(-3, 4, (k, features)).astype(np.float32),
         rng.integers(-2, 3, shape.channels).astype(np.float32),
         pack(rng.random((shape.outputs, *taps, tiles, k)) < 0.5),
-        rng.standard_normal((shape.outputs, *taps, tiles)).astype(np.float32),
+        np.abs(rng.standard_normal((shape.outputs, *taps, tiles))).astype(np.float32),
         np.cos(np.pi * np.arange(k + 1) / k).astype(np.float32),
-        rng.standard_normal(shape.outputs).astype(np.float32),
+        rng.standard_normal(shape.outputs),
+        rng.standard_normal(shape.outputs),
     )
 
 

@@ -237,7 +237,7 @@ def test_refuses_an_attribute_out_of_range(op_type: str, name: str, value: objec
     assert op_type in refusal(model)
 
 
-@pytest.mark.parametrize("name", ["projection", "centre", "weight_codes", "weight_scales", "table", "bias"])
+@pytest.mark.parametrize("name", ["projection", "centre", "weight_codes", "weight_norms", "table", "scale", "bias"])
 def test_refuses_a_weight_that_is_no_initializer(name: str) -> None:
     model = tiny_artifact()
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == f"conv1/{name}")
@@ -246,9 +246,9 @@ def test_refuses_a_weight_that_is_no_initializer(name: str) -> None:
     assert f"expected {name} to be an initializer" in refusal(model)
 
 
-@pytest.mark.parametrize("name", ["projection", "centre", "weight_codes", "weight_scales", "table", "bias"])
+@pytest.mark.parametrize("name", ["projection", "centre", "weight_codes", "weight_norms", "table", "scale", "bias"])
 def test_refuses_a_weight_of_another_type(name: str) -> None:
-    model = replace_initializer(tiny_artifact(), f"conv1/{name}", lambda array: array.astype(np.float64))
+    model = replace_initializer(tiny_artifact(), f"conv1/{name}", lambda array: array.astype(np.float16))
     assert f"expected {name} of" in refusal(model)
 
 
@@ -259,11 +259,12 @@ def test_refuses_a_weight_of_another_type(name: str) -> None:
         ("projection", lambda a: a[:-1], "hash_length 9"),
         ("centre", lambda a: np.append(a, a[:1]), "projection of 3 columns"),
         ("weight_codes", lambda a: a[..., :1], "weight_codes of 2 bytes"),
-        ("weight_codes", lambda a: np.concatenate([a, a], 3), "weight_scales of shape"),
-        ("weight_scales", lambda a: a[:-1], "weight_scales of shape"),
+        ("weight_codes", lambda a: np.concatenate([a, a], 3), "weight_norms of shape"),
+        ("weight_norms", lambda a: a[:-1], "weight_norms of shape"),
         ("table", lambda a: a[:-1], "table of 11 entries"),
+        ("scale", lambda a: a[:-1], "scale of 5 entries"),
         ("bias", lambda a: a[:-1], "bias of 5 entries"),
-        ("bias", lambda a: a[:, None], "bias of float32 and rank 1"),
+        ("bias", lambda a: a[:, None], "bias of float64 and rank 1"),
     ],
 )
 def test_refuses_a_weight_of_another_shape(name: str, change: Callable[[np.ndarray], np.ndarray], message: str) -> None:
@@ -287,7 +288,7 @@ def test_refuses_a_set_tail_bit() -> None:
     assert "clear tail bits" in refusal(model)
 
 
-@pytest.mark.parametrize("name", ["projection", "centre", "weight_scales", "table", "bias"])
+@pytest.mark.parametrize("name", ["projection", "centre", "weight_norms", "table", "scale", "bias"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_refuses_a_weight_that_is_not_finite(name: str, value: float) -> None:
     def spoil(array: np.ndarray) -> np.ndarray:
@@ -300,7 +301,7 @@ def test_refuses_a_weight_that_is_not_finite(name: str, value: float) -> None:
 def test_refuses_a_wrong_number_of_inputs() -> None:
     model = tiny_artifact()
     del node_of(model, opset.LSH_CONV).input[-1]
-    assert "expected 6 inputs and 1 outputs" in refusal(model)
+    assert "expected 7 inputs and 1 outputs" in refusal(model)
 
 
 def test_refuses_shapes_that_do_not_fit_when_the_session_is_made() -> None:

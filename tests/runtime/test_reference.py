@@ -42,9 +42,10 @@ def test_conv_looks_up_the_distance_and_adds_bias_and_residual_before_the_clip()
         codes,
         np.full((1, 1, 1, 1), 2, np.float32),
         weights,
-        np.array([10, -10], np.float32).reshape(2, 1, 1, 1),
+        np.array([5, 10], np.float32).reshape(2, 1, 1, 1),
         np.array([1, 0.5, 0.25, 0, -1], np.float32),
-        np.array([1, 2], np.float32),
+        np.array([2.0, -1.0]),
+        np.array([1.0, 2.0]),
         np.array([100, 3], np.float32).reshape(1, 2, 1, 1),
         strides=(1, 1),
         dilations=(1, 1),
@@ -62,14 +63,15 @@ def test_zero_vector_contributes_exactly_nothing(rng: np.random.Generator) -> No
         tile_size=3,
         **ENCODE,
     )
-    bias = rng.standard_normal(4).astype(np.float32)
+    bias = rng.standard_normal(4)
     y = reference.lsh_conv(
         codes,
         norms,
         np.zeros((4, 1, 1, 1, 2), np.uint8),
         np.ones((4, 1, 1, 1), np.float32),
         np.cos(np.pi * np.arange(10) / 9).astype(np.float32),
+        np.full(4, 3.0),
         bias,
         **CONV,
     )
-    assert np.array_equal(y.reshape(-1), bias)
+    assert np.array_equal(y.reshape(-1), bias.astype(np.float32))

@@ -1,0 +1,1 @@
+"""How operators become ONNX nodes, a file for each family; ``compiler.lower`` holds the table."""
