@@ -66,7 +66,9 @@ def hashed_layer(
     )  # fmt: skip
     names = ("codes", "norms", "weight_codes", "weight_norms")
     inputs = (
-        [f"{prefix}/{name}" for name in names] + [f"table/{k}", f"{prefix}/scale", f"{prefix}/bias"] + ([residual] if residual else [])
+        [f"{prefix}/{name}" for name in names]
+        + [f"table/{k}", f"{prefix}/scale", f"{prefix}/bias"]
+        + ([residual] if residual else [])
     )
     dot = helper.make_node(
         opset.LSH_CONV_ADD if residual else opset.LSH_CONV, inputs, [f"{prefix}/output"], name=f"{prefix}/dot",

@@ -47,11 +47,11 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "__version__",
     "HashConv2d",
     "HashLinear",
     "LearnedProjKernel",
     "RandomProjKernel",
+    "__version__",
     "calibrate",
     "config",
     "kernel",

@@ -158,9 +158,7 @@ def guess_hash_config(model: nn.Module, state: dict[str, Tensor]) -> HashConfig:
     return config
 
 
-def _guess_layer(
-    module: nn.Module, grid: dict[tuple[int, int], tuple[str, Tensor]], centred: bool
-) -> dict[str, Any]:
+def _guess_layer(module: nn.Module, grid: dict[tuple[int, int], tuple[str, Tensor]], centred: bool) -> dict[str, Any]:
     kind, first = grid[0, 0]
     features = sum(grid[i, 0][1].shape[1] for i in range(1 + max(i for i, _ in grid)))
     columns = 1 + max(j for _, j in grid)

@@ -54,9 +54,7 @@ def exact_encode(layer: HashLinear | HashConv2d, part: Part, x: Tensor) -> tuple
     return (bits, norms) if size is None else (bits.unflatten(1, size), norms.unflatten(1, size))
 
 
-def input_tiles(
-    layer: HashLinear | HashConv2d, part: Part, x: Tensor
-) -> tuple[Tensor, tuple[int, int, int] | None]:
+def input_tiles(layer: HashLinear | HashConv2d, part: Part, x: Tensor) -> tuple[Tensor, tuple[int, int, int] | None]:
     """The vectors that a layer hashes: float64[T, M, d], and how M splits into (N, oh, ow)."""
     if isinstance(layer, HashLinear):
         return layer._tiles(layer.centred(x).reshape(-1, layer.in_features).double()), None
@@ -98,7 +96,10 @@ def exact_estimate(layer: HashLinear | HashConv2d, part: Part, bits: Tensor, nor
         chunk = bits[:, n : n + step]
         count = chunk.shape[1]
         g = _products(
-            chunk.reshape(len(bits), 1, -1, hash_length), norms[:, n : n + step].reshape(len(bits), 1, -1), weight_bits, scales
+            chunk.reshape(len(bits), 1, -1, hash_length),
+            norms[:, n : n + step].reshape(len(bits), 1, -1),
+            weight_bits,
+            scales,
         )
         g = g.view(count, height, width, taps, -1)
         y = g.new_zeros(count, oh, ow, g.shape[-1])

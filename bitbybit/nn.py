@@ -78,7 +78,9 @@ class _HashLayer(nn.Module):
     spec: HashSpec
     hash_kernels: nn.ModuleList
 
-    def _build(self, weight: Tensor, bias: Tensor | None, spec: HashSpec, features: int, groups: int, taps: int) -> None:
+    def _build(
+        self, weight: Tensor, bias: Tensor | None, spec: HashSpec, features: int, groups: int, taps: int
+    ) -> None:
         self.spec = spec
         self.weight = nn.Parameter(weight.detach().clone())
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
@@ -285,7 +287,9 @@ class HashConv2d(_HashLayer):
         """Rows and columns of the result for an image of ``height`` x ``width``."""
         left, right, top, bottom = self.pads
         (kh, kw), (sy, sx), (dy, dx) = self.kernel_size, self.stride, self.dilation
-        return (height + top + bottom - dy * (kh - 1) - 1) // sy + 1, (width + left + right - dx * (kw - 1) - 1) // sx + 1
+        return (height + top + bottom - dy * (kh - 1) - 1) // sy + 1, (
+            width + left + right - dx * (kw - 1) - 1
+        ) // sx + 1
 
     def padded(self, x: Tensor) -> Tensor:
         """What is hashed: zero-padded, then centred, so that a pad pixel is ``-centre``."""
@@ -435,9 +439,7 @@ class HashConv2d(_HashLayer):
         windows = windows.transpose(1, 2).reshape(-1, self.groups, self.in_channels // self.groups, taps)
         weight = self.weight.flatten(2)
         if self.pixel:
-            y = sum(
-                _apply_kernels(self, windows[..., tap].transpose(0, 1), weight[..., tap]) for tap in range(taps)
-            )
+            y = sum(_apply_kernels(self, windows[..., tap].transpose(0, 1), weight[..., tap]) for tap in range(taps))
         else:
             y = _apply_kernels(self, windows.flatten(2).transpose(0, 1), weight.flatten(1))
         assert isinstance(y, Tensor)

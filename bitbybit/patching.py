@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
@@ -85,7 +86,7 @@ def plan_patch(model: nn.Module, config: HashConfig | None) -> dict[str, HashSpe
     return plan
 
 
-def _unknown_layer(model: nn.Module, name: str, layers: dict[str, nn.Module]) -> str:
+def _unknown_layer(model: nn.Module, name: str, layers: Iterable[str]) -> str:
     modules = dict(model.named_modules())
     if name in modules:
         return f"layer {name!r} is a {type(modules[name]).__name__}; only Linear and Conv2d layers can be hashed"
@@ -101,7 +102,9 @@ def _read_spec(name: str, settings: LayerConfig) -> HashSpec | None:
     if kind is None or kind == "none":
         return None
     if kind not in KERNELS:
-        raise ConfigError(f"layer {name!r}: unknown hash kernel type {kind!r}; expected one of {', '.join(KERNELS)}, none")
+        raise ConfigError(
+            f"layer {name!r}: unknown hash kernel type {kind!r}; expected one of {', '.join(KERNELS)}, none"
+        )
     try:
         return HashSpec(**settings)
     except ConfigError as e:

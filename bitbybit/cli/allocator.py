@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 KEEP = str(4 << 30)  # bytes
 SETTINGS = {"MALLOC_MMAP_THRESHOLD_": KEEP, "MALLOC_TRIM_THRESHOLD_": KEEP, "MALLOC_TOP_PAD_": str(256 << 20)}
@@ -18,7 +19,7 @@ def keep_freed_memory() -> None:
     """Restarts this command with the settings, unless they, or the user's own, are in place."""
     if not sys.platform.startswith("linux") or any(name in os.environ for name in SETTINGS):
         return
-    if not sys.argv or not os.path.exists(sys.argv[0]):  # embedded: nothing to restart
+    if not sys.argv or not Path(sys.argv[0]).exists():  # embedded: nothing to restart
         return
     environment = os.environ | SETTINGS
     os.execve(sys.executable, [sys.executable, *sys.argv], environment)

@@ -73,7 +73,9 @@ def run(arguments: list[str]) -> None:
         sys.exit(130)
     except Exception as e:
         if isinstance(e, ModuleNotFoundError) and e.name in ("torch", "torchvision", "sklearn", "onnxruntime", "PIL"):
-            errors.print(f"[red]error:[/red] this command needs {e.name}; pip install 'bitbybit\\[train]'", soft_wrap=True)
+            errors.print(
+                f"[red]error:[/red] this command needs {e.name}; pip install 'bitbybit\\[train]'", soft_wrap=True
+            )
             sys.exit(1)
         if not isinstance(e, _user_errors()):
             raise

@@ -165,7 +165,9 @@ def _picture(folder: Path, float_history: list[Any], hashed_history: list[Any], 
     for i, j in np.argwhere(confusion > 0):
         dark = confusion[i, j] > confusion.max() / 2
         right.text(j, i, confusion[i, j], ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    right.set(xlabel="predicted", ylabel="digit", title="packed runtime, test split", xticks=range(10), yticks=range(10))
+    right.set(
+        xlabel="predicted", ylabel="digit", title="packed runtime, test split", xticks=range(10), yticks=range(10)
+    )
     path = folder / "demo.png"
     figure.savefig(path, dpi=110)
     plt.close(figure)

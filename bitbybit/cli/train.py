@@ -53,7 +53,7 @@ def train(
     keep_freed_memory()
     from bitbybit.training import TrainOptions
 
-    defaults = FLOAT_DEFAULTS if float_ else HASHED_DEFAULTS
+    defaults: dict[str, Any] = FLOAT_DEFAULTS if float_ else HASHED_DEFAULTS
     given: dict[str, Any] = {
         "optimizer": optimizer or None,
         "lr": lr,

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device | str = "cpu") -> dict[str, float]:
+def evaluate(
+    model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device | str = "cpu"
+) -> dict[str, float]:
     """Top-1 accuracy and mean cross entropy, in eval mode; the mode is restored.
 
     Returns:
@@ -37,7 +39,7 @@ def first_non_finite_layer(model: nn.Module, images: Tensor) -> str:
 
     def hook_for(name: str):
         def hook(module: nn.Module, _: object, output: object) -> None:
-            tensors = [*module.parameters(recurse=False)]
+            tensors: list[Tensor] = [*module.parameters(recurse=False)]
             if isinstance(output, Tensor):
                 tensors.append(output)
             if not found and not all(torch.isfinite(t).all() for t in tensors):

@@ -18,6 +18,7 @@ from bitbybit.training.evaluate import evaluate, first_non_finite_layer
 from bitbybit.training.options import TrainOptions
 from bitbybit.training.prepare import Prepared, prepare, reestimate_batch_norm
 from bitbybit.training.run_folder import RunFolder
+from bitbybit.utils.data import EpochSampler
 from bitbybit.utils.files import atomic_path, write_json
 
 StepCallback = Callable[[int, int, int, float], None]  # epoch, step, steps in an epoch, loss
@@ -135,6 +136,7 @@ class _Session:
     def run_epoch(self, epoch: int, on_step: StepCallback | None) -> dict[str, Any]:
         setup, options = self.setup, self.options
         model, device = setup.model, setup.device
+        assert isinstance(setup.train.sampler, EpochSampler)
         setup.train.sampler.epoch = epoch
         model.train()
         started, losses, correct, seen = time.perf_counter(), 0.0, 0, 0

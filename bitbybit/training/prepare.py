@@ -71,7 +71,7 @@ def prepare(options: TrainOptions) -> Prepared:
 def _networks(options: TrainOptions, calibration: Tensor, device: torch.device) -> tuple[nn.Module, nn.Module | None]:
     hashed = options.hash_config is not None
     model = get_backbone(options.model, pretrained=hashed or bool(options.weights), weights=options.weights or None)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if not hashed:
         return model, None
     from bitbybit.calibration import calibrate
@@ -84,7 +84,9 @@ def _networks(options: TrainOptions, calibration: Tensor, device: torch.device) 
 
 
 @torch.no_grad()
-def reestimate_batch_norm(model: nn.Module, images: Tensor, device: torch.device | str = "cpu", batch_size: int = 128) -> None:
+def reestimate_batch_norm(
+    model: nn.Module, images: Tensor, device: torch.device | str = "cpu", batch_size: int = 128
+) -> None:
     """Replaces running batch-norm statistics by the plain average over ``images``.
 
     Args:

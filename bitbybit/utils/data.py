@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,11 +104,16 @@ def _from_npz(path: Path, spec: DatasetSpec) -> ImageArrays:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             data = {key: archive[key] for key in ("train_x", "train_y", "test_x", "test_y", "classes")}
     except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as e:
-        raise DataError(f"{path}: not a readable image archive ({e}); expected train_x, train_y, test_x, test_y, classes") from e
+        raise DataError(
+            f"{path}: not a readable image archive ({e}); expected train_x, train_y, test_x, test_y, classes"
+        ) from e
     for split in ("train", "test"):
         x, y = data[f"{split}_x"], data[f"{split}_y"]
         if x.dtype != np.uint8 or x.ndim != 4 or x.shape[-1] != 3 or y.shape != x.shape[:1]:
-            raise DataError(f"{path}: {split}_x is {x.dtype}{list(x.shape)} with {split}_y {list(y.shape)}; expected uint8[n, h, w, 3] and [n]")
+            raise DataError(
+                f"{path}: {split}_x is {x.dtype}{list(x.shape)} with {split}_y {list(y.shape)}; "
+                "expected uint8[n, h, w, 3] and [n]"
+            )
     if len(data["classes"]) != spec.num_classes:
         raise DataError(f"{path}: {len(data['classes'])} class names, expected {spec.num_classes}")
     return ImageArrays(
@@ -223,8 +229,8 @@ def _random_crop_and_flip(batch: np.ndarray, rng: np.random.Generator, flip: boo
     n, h, w, _ = batch.shape
     pad = CROP_PADDING
     padded = np.pad(batch, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    rows = rng.integers(0, 2 * pad + 1, n)[:, None] + np.arange(h)
-    columns = rng.integers(0, 2 * pad + 1, n)[:, None] + np.arange(w)
+    rows = rng.integers(0, 2 * pad + 1, (n, 1)) + np.arange(h)
+    columns = rng.integers(0, 2 * pad + 1, (n, 1)) + np.arange(w)
     if flip:
         mirrored = rng.random(n) < 0.5
         columns[mirrored] = columns[mirrored, ::-1]
@@ -249,7 +255,7 @@ class EpochSampler(Sampler[int]):
         return iter(order.tolist())
 
 
-def _keep(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _keep(batch: Any) -> Any:
     return batch
 
 
@@ -299,10 +305,9 @@ def get_loaders(
     mean, std = mean or spec.mean, std or spec.std
     train = ImageDataset(arrays.train_x, arrays.train_y, mean, std, augment=True, flip=spec.flip)
     test = ImageDataset(arrays.test_x, arrays.test_y, mean, std)
-    common = {"num_workers": num_workers, "pin_memory": pin_memory}
     return (
-        make_loader(train, batch_size, shuffle=True, **common),
-        make_loader(test, batch_size, shuffle=False, **common),
+        make_loader(train, batch_size, shuffle=True, num_workers=num_workers, pin_memory=pin_memory),
+        make_loader(test, batch_size, shuffle=False, num_workers=num_workers, pin_memory=pin_memory),
     )
 
 

@@ -1,8 +1,8 @@
 """Compares one program with PyTorch layer by layer, each layer on that program's own input.
 
-PyTorch runs the hashed network node by node, in the artifact's arithmetic.  Wherever the artifact has a value for a layer's
-codes or output, the two are compared, and PyTorch goes on with the *artifact's* value: an error in
-one layer is charged to that layer alone, and a code bit that rounding flipped does not echo.
+PyTorch runs the hashed network node by node, in the artifact's arithmetic.  Wherever the artifact
+has a value for a layer's codes or output, the two are compared, and PyTorch goes on with the
+*artifact's* value: an error in one layer is charged to that layer alone, and does not echo.
 """
 
 from __future__ import annotations
@@ -121,4 +121,4 @@ def compare_layers(
         values: what a program computed for ``value_names(layers)``.
         parity: figures by layer name; changed in place.
     """
-    _Comparison(graph, layers, values, parity).run(images)
+    _Comparison(graph, layers, values, parity).run(images.double())

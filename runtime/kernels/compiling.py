@@ -11,6 +11,7 @@ from typing import Any
 from numba import njit
 
 _LOGGER = logging.getLogger("runtime")
+_OPTIONS: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy", "_nrt": False}
 
 
 @cache
@@ -18,6 +19,11 @@ def kernels_stamp() -> tuple[tuple[str, int, int], ...]:
     """Name, time of change in ns and size in bytes of every source file of the kernels."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+
+
+def helper(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles what a kernel rarely calls, as a function of its own with the same options."""
+    return njit(**_OPTIONS)(function)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,13 +35,12 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     array, while atomic counts for each inlined helper cost more than the arithmetic (measured: 80 ns
     for each position). ``error_model`` leaves out the checks for division by zero.
     """
-    options: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy", "_nrt": False}
     kernel: Any
     try:
-        kernel = njit(cache=True, **options)(function)
+        kernel = njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # no folder can be written, neither the package's nor the user's
         _LOGGER.info("compiled code of %s is not kept: set NUMBA_CACHE_DIR to a writable folder", function.__name__)
-        return njit(**options)(function)
+        return njit(**_OPTIONS)(function)
     # Numba compares the entry point's own file only, and would keep code whose helpers have changed.
     stored: Any = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
     if hasattr(stored, "_source_stamp"):

@@ -6,7 +6,18 @@ from typing import Any
 
 from numba import njit
 
-from runtime.kernels.vectors import add, fma, load16, load16_first, maximum, minimum, narrow, splat16, store_first, widen
+from runtime.kernels.vectors import (
+    add,
+    fma,
+    load16,
+    load16_first,
+    maximum,
+    minimum,
+    narrow,
+    splat16,
+    store_first,
+    widen,
+)
 
 
 @njit(inline="always")
@@ -29,7 +40,16 @@ def finish16(acc: Any, residual: Any, index: int, count: int, low: float, high: 
 
 @njit(inline="always")
 def finish_exact16(
-    acc: Any, scale: Any, bias: Any, first: int, residual: Any, index: int, count: int, low: float, high: float, out: Any
+    acc: Any,
+    scale: Any,
+    bias: Any,
+    first: int,
+    residual: Any,
+    index: int,
+    count: int,
+    low: float,
+    high: float,
+    out: Any,
 ) -> None:
     """``out[index + i] = clip(scale acc[i] + bias + residual[index + i])``, in float64 until it is stored.
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from runtime.kernels.compiling import compiled
+from runtime.kernels.compiling import compiled, helper
 from runtime.kernels.vectors import (
     bits_below,
     fma,
@@ -108,9 +108,7 @@ def lsh_encode(
                 norms[u1] = _norm(buffer, offset + features, count)
                 norms[u2] = _norm(buffer, offset + 2 * features, count)
                 norms[u3] = _norm(buffer, offset + 3 * features, count)
-                _project(
-                    projection, start, margin[tile], offset, count, features, buffer, norms, u0, u1, u2, u3, codes
-                )
+                _project(projection, start, margin[tile], offset, count, features, buffer, norms, u0, u1, u2, u3, codes)
         position = stop
         ox = 0
         oy += 1
@@ -143,7 +141,7 @@ def _load_window(
 
 
 @njit(inline="always")
-def _norm(buffer: Any, offset: int, count: int) -> float:
+def _norm(buffer: Any, offset: int, count: int) -> Any:
     """Euclidean norm of ``buffer[offset : offset + count]``."""
     total = splat16(0.0)
     whole = count // 16 * 16
@@ -224,7 +222,7 @@ def _project(
             _settle(projection, start, offset, count, buffer, 3 * step, bit, np.uint64(d3), codes, u3 * words)
 
 
-@njit(nogil=True, boundscheck=False, error_model="numpy", _nrt=False)
+@helper
 def _settle(
     projection: Any,
     start: Any,
@@ -233,7 +231,7 @@ def _settle(
     buffer: Any,
     step: int,
     first: int,
-    chosen: int,
+    chosen: Any,
     codes: Any,
     unit: int,
 ) -> None:

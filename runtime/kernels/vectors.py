@@ -17,7 +17,11 @@ from numba.core.datamodel import models, register_default
 from numba.core.errors import TypingError
 from numba.extending import intrinsic as _numba_intrinsic
 
-_ELEMENTS: dict[Any, Any] = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.uint32: ir.IntType(32)}
+_ELEMENTS: dict[Any, Any] = {
+    types.float32: ir.FloatType(),
+    types.float64: ir.DoubleType(),
+    types.uint32: ir.IntType(32),
+}
 _SUFFIXES: dict[Any, str] = {types.float32: "f32", types.float64: "f64", types.uint32: "i32"}
 # Numba's annotations describe the typing function, not the calls of what it makes.
 intrinsic: Any = _numba_intrinsic

@@ -39,7 +39,14 @@ def emit_encode(node: Node, builder: PlanBuilder) -> None:
 
     def bind(inputs: Sequence[Array], outputs: Sequence[Array]) -> Work:
         ring_codes, ring_norms = _ring(packed, centre, tile_size, window)
-        constants = (np.tile(centre, window.kw), packed.weights, packed.start, packed.margin, packed.slots, np.zeros_like(centre))
+        constants = (
+            np.tile(centre, window.kw),
+            packed.weights,
+            packed.start,
+            packed.margin,
+            packed.slots,
+            np.zeros_like(centre),
+        )
         flat_x, flat_codes, flat_norms = inputs[0].reshape(-1), outputs[0].reshape(-1), outputs[1].reshape(-1)
         arguments = (
             flat_x, *constants, ring_codes, ring_norms, window, tile_size, outputs[2], flat_codes, flat_norms,
@@ -100,8 +107,8 @@ def emit_conv(node: Node, builder: PlanBuilder) -> None:
     def bind(arrays: Sequence[Array], outputs: Sequence[Array]) -> Work:
         residual = arrays[2].reshape(-1) if len(arrays) == 3 else _NO_RESIDUAL
         arguments = (
-            arrays[0].reshape(-1), arrays[1].reshape(-1), packed.codes, packed.norms, packed.table, packed.scale, packed.bias,
-            residual, offsets, starts, h * w * tiles, o, code_width(packed.words), low, high, outputs[0].reshape(-1),
+            arrays[0].reshape(-1), arrays[1].reshape(-1), packed.codes, packed.norms,
+            packed.table, packed.scale, packed.bias, residual, offsets, starts, h * w * tiles, o, code_width(packed.words), low, high, outputs[0].reshape(-1),
         )  # fmt: skip
 
         def call(begin: int, end: int, slot: int) -> None:

@@ -119,7 +119,7 @@ def test_no_holdout_keeps_everything():
 
 
 def test_refuses_an_unknown_data_set():
-    with pytest.raises(ConfigError, match="'mnist'.*cifar10"):
+    with pytest.raises(ConfigError, match=r"'mnist'.*cifar10"):
         load_arrays("mnist")
 
 

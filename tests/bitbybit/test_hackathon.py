@@ -98,7 +98,9 @@ def their_model(name, hash_length, learned, tile):
 
 
 @pytest.mark.parametrize("kernel_type", ["random_projection", "learned_projection"])
-@pytest.mark.parametrize(("name", "hash_length", "tile"), [("cifar10_resnet20", 256, 256), ("cifar100_resnet20", 96, 64)])
+@pytest.mark.parametrize(
+    ("name", "hash_length", "tile"), [("cifar10_resnet20", 256, 256), ("cifar100_resnet20", 96, 64)]
+)
 def test_their_checkpoint_loads_strictly_and_gives_the_same_logits(tmp_path, name, hash_length, tile, kernel_type):
     theirs = their_model(name, hash_length, kernel_type == "learned_projection", tile)
     model = get_backbone(name, pretrained=False)

@@ -120,6 +120,6 @@ def test_refuses_sizes_that_are_not_positive_whole_numbers(arguments):
 
 
 def test_factory_refuses_an_unknown_type_and_names_the_known_ones():
-    with pytest.raises(ConfigError, match="'hadamard'.*random_projection, learned_projection"):
+    with pytest.raises(ConfigError, match=r"'hadamard'.*random_projection, learned_projection"):
         kernel_factory("hadamard", 4, 4, 8)
     assert isinstance(kernel_factory("learned_projection", 4, 4, 8), LearnedProjKernel)

@@ -8,14 +8,14 @@ from bitbybit.errors import ConfigError
 from bitbybit.nn import HashConv2d, HashLinear
 
 GEOMETRIES = {
-    "3x3": dict(kernel_size=3, padding=1),
-    "stride": dict(kernel_size=3, stride=2, padding=1),
-    "point": dict(kernel_size=1, stride=2),
-    "dilation": dict(kernel_size=3, padding=2, dilation=2, stride=3),
-    "groups": dict(kernel_size=(3, 2), stride=(1, 2), padding=(2, 1), dilation=(2, 1), groups=2),
-    "depthwise": dict(kernel_size=3, padding=1, groups=6),
-    "valid": dict(kernel_size=5, stride=2, padding="valid"),
-    "same": dict(kernel_size=3, padding="same"),
+    "3x3": {"kernel_size": 3, "padding": 1},
+    "stride": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "point": {"kernel_size": 1, "stride": 2},
+    "dilation": {"kernel_size": 3, "padding": 2, "dilation": 2, "stride": 3},
+    "groups": {"kernel_size": (3, 2), "stride": (1, 2), "padding": (2, 1), "dilation": (2, 1), "groups": 2},
+    "depthwise": {"kernel_size": 3, "padding": 1, "groups": 6},
+    "valid": {"kernel_size": 5, "stride": 2, "padding": "valid"},
+    "same": {"kernel_size": 3, "padding": "same"},
 }
 
 
@@ -111,11 +111,11 @@ def test_only_a_centred_layer_stores_a_centre():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(hash_length=0), "hash_length: expected a whole number"),
-        (dict(input_tile_size=-1), "input_tile_size: expected"),
-        (dict(tiling="stripes"), "tiling: expected one of patch, pixel"),
-        (dict(colour="red"), "unknown hash option 'colour'"),
-        (dict(hash_kernel_type="simhash"), "unknown hash kernel type 'simhash'"),
+        ({"hash_length": 0}, "hash_length: expected a whole number"),
+        ({"input_tile_size": -1}, "input_tile_size: expected"),
+        ({"tiling": "stripes"}, "tiling: expected one of patch, pixel"),
+        ({"colour": "red"}, "unknown hash option 'colour'"),
+        ({"hash_kernel_type": "simhash"}, "unknown hash kernel type 'simhash'"),
     ],
 )
 def test_refuses_bad_options(options, message):

@@ -28,7 +28,7 @@ def test_vgg11_has_the_hubs_parameters():
 
 
 def test_refuses_an_unknown_name_and_lists_the_known():
-    with pytest.raises(ConfigError, match="'resnet50'.*cifar10_resnet20"):
+    with pytest.raises(ConfigError, match=r"'resnet50'.*cifar10_resnet20"):
         get_backbone("resnet50")
 
 

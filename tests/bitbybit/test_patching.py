@@ -107,7 +107,9 @@ def test_full_configuration_names_every_layer_of_vgg11():
 def test_configuration_of_a_patched_model_patches_an_equal_one():
     model = bb.patch_model(small(), {"0": {"hash_kernel_type": "none"}, "3": {"hash_length": 9, "centring": True}})
     again = bb.patch_model(small(), hash_config_of(model))
-    assert [(k, v.shape) for k, v in again.state_dict().items()] == [(k, v.shape) for k, v in model.state_dict().items()]
+    assert [(k, v.shape) for k, v in again.state_dict().items()] == [
+        (k, v.shape) for k, v in model.state_dict().items()
+    ]
 
 
 def test_calibration_sets_centres_to_the_mean_of_the_layers_own_input():

@@ -11,7 +11,9 @@ from bitbybit.utils.score import calculate_submission_score, count_operations
 
 def resnet(hash_length, **settings):
     model = get_backbone("cifar10_resnet20", pretrained=False)
-    config = {"common_params": {"hash_length": hash_length, "input_tile_size": 256, "output_tile_size": None, **settings}}
+    config = {
+        "common_params": {"hash_length": hash_length, "input_tile_size": 256, "output_tile_size": None, **settings}
+    }
     return bb.patch_model(model, config)
 
 

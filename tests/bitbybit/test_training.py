@@ -49,7 +49,15 @@ def tiny(monkeypatch):
 
 def float_options(**changes):
     return TrainOptions(
-        **{"model": "digits_tiny", "epochs": 3, "batch_size": 32, "holdout": 40, "optimizer": "sgd", "lr": 0.1, **changes}
+        **{
+            "model": "digits_tiny",
+            "epochs": 3,
+            "batch_size": 32,
+            "holdout": 40,
+            "optimizer": "sgd",
+            "lr": 0.1,
+            **changes,
+        }
     )
 
 

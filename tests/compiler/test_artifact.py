@@ -9,15 +9,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from networks import PATCH, PIXEL, Block, Mlp, OptionAResNet, hashed
+from compiled_networks import PATCH, PIXEL, Block, Mlp, OptionAResNet, hashed
 from onnx import ModelProto, numpy_helper
 from parity import layers_of
 from torch import Tensor, nn
 
+from bitbybit.kernel import cosine_table
 from bitbybit.patching import hash_config_of
 from compiler import ArtifactMetadata, CompileError, CompileOptions, compile_model, save_artifact
 from compiler.functions import function_proto
-from compiler.layers import cosine_table
 from compiler.trace import trace
 from runtime import opset
 
@@ -52,10 +52,17 @@ def test_names_follow_the_contract(block: ModelProto) -> None:
     assert [node.name for node in (encode, dot)] == ["conv1/encode", "conv1/dot"]
     assert list(encode.input) == ["input", "conv1/projection", "conv1/centre"]
     assert list(encode.output) == ["conv1/codes", "conv1/norms"]
-    names = ["weight_codes", "weight_scales"]
-    assert list(dot.input) == ["conv1/codes", "conv1/norms", *(f"conv1/{n}" for n in names), "table/64", "conv1/bias"]
+    names = ["weight_codes", "weight_norms"]
+    assert list(dot.input) == [
+        "conv1/codes",
+        "conv1/norms",
+        *(f"conv1/{n}" for n in names),
+        "table/64",
+        "conv1/scale",
+        "conv1/bias",
+    ]
     assert list(dot.output) == ["conv1/output"] == list(encode2.input)[:1]
-    assert dot2.op_type == "LshConvAdd" and dot2.input[6] == "input"
+    assert dot2.op_type == "LshConvAdd" and dot2.input[7] == "input"
     assert list(end.input) == ["conv2/output"] and list(end.output) == ["logits"]
 
 
@@ -75,7 +82,7 @@ def test_a_module_called_twice_is_stored_once_and_named_twice() -> None:
     assert [entry["output"] for entry in layers_of(proto)] == ["0/output", "0#2/output"]
     names = [tensor.name for tensor in proto.graph.initializer]
     assert sorted(names) == sorted(
-        ["0/projection", "0/centre", "0/weight_codes", "0/weight_scales", "table/64", "0/bias"]
+        ["0/projection", "0/centre", "0/weight_codes", "0/weight_norms", "table/64", "0/scale", "0/bias"]
     )
 
 
@@ -184,7 +191,7 @@ def test_initializers_are_what_the_passes_folded() -> None:
     proto = compiled(model, (9,))
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     assert arrays["0/weight_codes"].dtype == np.uint8 and arrays["0/weight_codes"].shape == (4, 1, 1, 1, 8)
-    assert np.sign(arrays["0/weight_scales"]).ravel().tolist() == [-1, 0, 1, 1]
+    assert np.sign(arrays["0/scale"]).tolist() == [-1, 0, 1, 1] and arrays["0/scale"].dtype == np.float64
     np.testing.assert_array_equal(arrays["table/64"], cosine_table(64).numpy())
     (dot,) = (node for node in proto.graph.node if node.op_type == "LshConv")
     assert {a.name: a.f for a in dot.attribute if a.name.startswith("clip")} == {"clip_min": 0.0, "clip_max": 6.0}

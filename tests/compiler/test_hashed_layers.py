@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from parity import code_names, layers_of, relative_error, run_onnx
 from torch import Tensor, nn
 
+from bitbybit.exact import exact_encode
 from bitbybit.nn import HashConv2d, HashLinear, HashSpec
 from compiler import compile_model
 from runtime import reference
@@ -52,10 +53,8 @@ def check(layer: HashLinear | HashConv2d, x: Tensor, *, in_reference: bool = Fal
     (entry,) = layers_of(proto)
     values = run_onnx(proto, x, ["logits", *code_names(entry)])
     for part, name in zip(layer.parts, code_names(entry), strict=True):
-        ours = (layer.encode_input(x, part)[0] >= 0).numpy()
+        ours = exact_encode(layer, part, x)[0].numpy()
         theirs = np.moveaxis(unpack(values[name], layer.spec.hash_length), -2, 0)
-        if isinstance(layer, HashConv2d) and layer.pixel and layer.kernel_size == (1, 1):
-            ours = ours[:, :, :: layer.stride[0], :: layer.stride[1]]
         np.testing.assert_array_equal(ours, theirs.reshape(ours.shape))
     expected = layer(x).numpy()
     assert relative_error(expected, values["logits"]) < TOLERANCE
@@ -158,15 +157,15 @@ def test_function_body_says_what_the_reference_says(table: str, residual: bool) 
     weight_codes = rng.integers(0, 256, (3, 3, 2, tiles, 3), np.uint8)
     weight_codes[..., -1] &= 15
     norms = rng.random((2, 7, 6, tiles), np.float32)
-    scales = rng.standard_normal((3, 3, 2, tiles)).astype(np.float32)
-    bias = rng.standard_normal(3).astype(np.float32)
+    weight_norms = rng.random((3, 3, 2, tiles), np.float32)
+    scale, bias = rng.standard_normal(3), rng.standard_normal(3)
     entries = np.cos(np.pi * np.arange(k + 1) / k) if table == "cosine" else rng.standard_normal(k + 1)
-    arrays = [weight_codes, scales, entries.astype(np.float32), bias]
+    arrays = [weight_codes, weight_norms, entries.astype(np.float32), scale, bias]
     geometry = {"strides": (2, 1), "dilations": (1, 3)}
     extra = rng.standard_normal((2, 3, 3, 3)).astype(np.float32) if residual else None
     expected = reference.lsh_conv(codes, norms, *arrays, extra, **geometry, clip_min=-0.5, clip_max=0.75)
 
-    names = ["weight_codes", "weight_scales", "table", "bias"]
+    names = ["weight_codes", "weight_norms", "table", "scale", "bias"]
     operator = opset.LSH_CONV_ADD if residual else opset.LSH_CONV
     feeds = {"codes": codes, "norms": norms, **({"residual": extra} if residual else {})}
     node = helper.make_node(

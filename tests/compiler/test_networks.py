@@ -10,7 +10,7 @@ import onnx.reference
 import pytest
 import torch
 import torchvision
-from networks import PATCH, PIXEL, Mlp, OptionAResNet, hashed, not_depthwise
+from compiled_networks import PATCH, PIXEL, Mlp, OptionAResNet, hashed, not_depthwise
 from parity import LAYER_TOLERANCE, compare, compile_and_compare, layers_of, relative_error, run_onnx
 from torch import nn
 

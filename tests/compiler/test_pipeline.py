@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from networks import PATCH, PIXEL, Block, Mlp, OptionAResNet, hashed, not_depthwise
+from compiled_networks import PATCH, PIXEL, Block, Mlp, OptionAResNet, hashed, not_depthwise
 from pass_tools import assert_same
 from torch import fx, nn
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import PIXEL, hashed
+from compiled_networks import PIXEL, hashed
 from test_trace import Forward
 from torch import nn
 from torch.nn import functional as F

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import PIXEL, Block, OptionAResNet, hashed
+from compiled_networks import PIXEL, Block, OptionAResNet, hashed
 from torch import Tensor, fx, nn
 
 from compiler import CompileError

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import PATCH, PIXEL, Mlp, hashed
+from compiled_networks import PATCH, PIXEL, Mlp, hashed
 from pass_tools import Call, run_pass
 from torch import Tensor, nn
 
@@ -29,11 +29,11 @@ def test_folds_into_an_exact_convolution() -> None:
 
 
 @pytest.mark.parametrize("spec", [PATCH, PIXEL], ids=["patch", "pixel"])
-def test_folds_into_signed_scales_of_a_hashed_convolution(spec: dict[str, object]) -> None:
+def test_folds_into_the_signed_scale_of_a_hashed_convolution(spec: dict[str, object]) -> None:
     model = nn.Sequential(nn.Conv2d(6, 5, 3), norm(5))
     outcome = run_pass(hashed(model, {**spec, "output_tile_size": 2}, (6, 5, 5)), (6, 5, 5), FoldBatchnorm())
     assert outcome.modified and outcome.targets == ["0"]
-    scales = torch.cat([part.scales.flatten() for part in outcome.module("0").parts])
+    scales = torch.cat([part.scale for part in outcome.module("0").parts])
     assert (scales < 0).any() and (scales > 0).any() and scales.dtype == torch.float64
 
 

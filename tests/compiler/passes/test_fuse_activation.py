@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from networks import PIXEL, Block, hashed
+from compiled_networks import PIXEL, Block, hashed
 from pass_tools import Call, run_pass
 from torch import Tensor, nn
 from torch.nn import functional as F

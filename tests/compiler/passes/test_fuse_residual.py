@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import PIXEL, Block, hashed
+from compiled_networks import PIXEL, Block, hashed
 from pass_tools import Call, run_pass
 from torch import Tensor, nn
 

@@ -3,10 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from networks import PATCH, PIXEL, Block, hashed
+from compiled_networks import PATCH, PIXEL, Block, hashed
 from pass_tools import run_pass
 from torch import nn
 
+from bitbybit.exact import exact_weight_codes
 from bitbybit.nn import HashConv2d, HashLinear, HashSpec
 from compiler.layers import Geometry, PackedConv2d, PackedLinear
 from compiler.passes import PackHashLayers
@@ -41,7 +42,8 @@ def test_code_bytes_of_a_known_weight() -> None:
     (part,) = pack_layer(layer).parts
     assert part.codes.shape == (2, 1, 1, 1, 1) and part.codes.dtype == np.uint8
     assert part.codes.ravel().tolist() == [0b1011, 0b0111]
-    assert part.scales.flatten().tolist() == [1.0, 1.0]
+    assert part.norms.flatten().tolist() == [1.0, 1.0]
+    assert part.scale.tolist() == [1.0, 1.0]
 
 
 def test_code_bytes_of_a_pixel_tiled_convolution() -> None:
@@ -52,7 +54,7 @@ def test_code_bytes_of_a_pixel_tiled_convolution() -> None:
     (part,) = pack_layer(layer).parts
     plus, minus, zero = [0x01, 0x03], [0xFE, 0x00], [0xFF, 0x03]
     assert part.codes[:, 0, :, 0].tolist() == [[plus, minus], [minus, zero]]
-    assert part.scales[:, 0, :, 0].tolist() == [[1.0, 2.0], [3.0, 0.0]]
+    assert part.norms[:, 0, :, 0].tolist() == [[1.0, 2.0], [3.0, 0.0]]
 
 
 @pytest.mark.parametrize("bits", [1, 7, 8, 9, 64, 65])
@@ -62,15 +64,15 @@ def test_codes_are_torchs_own_bits(bits: int, tiling: str) -> None:
     layer = HashConv2d(nn.Conv2d(4, 6, (3, 2), groups=2), spec)
     packed = pack_layer(layer)
     for part, stored in zip(layer.parts, packed.parts, strict=True):
-        codes, norms = layer.weight_codes(part)
+        codes, norms = exact_weight_codes(layer, part)
         tiles, columns = codes.shape[:2]
         assert tail_is_clear(stored.codes, bits)
         found = unpack(stored.codes, bits)  # o, kh, kw, t, k
-        expected = (codes > 0).numpy().reshape(tiles, *packed.dot.kernel, -1, bits).transpose(3, 1, 2, 0, 4)
+        expected = codes.numpy().reshape(tiles, *packed.dot.kernel, -1, bits).transpose(3, 1, 2, 0, 4)
         np.testing.assert_array_equal(found, expected)
-        assert stored.scales.dtype == torch.float64
-        scales = stored.scales.permute(3, 1, 2, 0).reshape(tiles, columns)
-        torch.testing.assert_close(scales.float(), norms, rtol=1e-6, atol=0)  # norms in float32, and rounded to it
+        assert stored.norms.dtype == torch.float32
+        assert torch.equal(stored.norms.permute(3, 1, 2, 0).reshape(tiles, columns), norms)
+        assert stored.scale.dtype == stored.bias.dtype == torch.float64
 
 
 def test_geometry_of_both_tilings() -> None:
