@@ -11,10 +11,10 @@ from typing import Any
 
 from bitbybit.checkpoint import Checkpoint, card_path, load_checkpoint
 from bitbybit.errors import BitbybitError, ConfigError
+from bitbybit.patching import hash_layers
 from bitbybit.utils.files import sha256, write_json
 from bitbybit.utils.score import count_operations, score_from_operations
 from bitbybit.version import __version__
-from runtime.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 
@@ -46,8 +46,9 @@ def gather(source: Path) -> list[Entry]:
     """Loads and validates every checkpoint of a folder, with what lies beside it.
 
     Raises:
-        BitbybitError: nothing to submit; a checkpoint or artifact is damaged; an artifact or
-            report belongs to another checkpoint; parity failed; hdops are below flops.
+        BitbybitError: nothing to submit; a checkpoint is damaged; a card, artifact or report
+            belongs to another checkpoint; parity failed; hdops are below flops.
+        ArtifactError: an artifact is damaged.
     """
     if not source.is_dir():
         raise BitbybitError(f"{source}: no such folder; expected one with MODEL.pth files (pass --source)")
@@ -59,8 +60,10 @@ def gather(source: Path) -> list[Entry]:
 
 def _entry(path: Path) -> Entry:
     checkpoint = load_checkpoint(path)
-    if not checkpoint.hash_config:
+    if not hash_layers(checkpoint.model):
         raise BitbybitError(f"{path}: hashes no layer; submit a patched and fine-tuned network")
+    if card_path(path).name == MANIFEST:
+        raise BitbybitError(f"{path}: its card would be the bundle's {MANIFEST}; rename the checkpoint")
     artifact = path.with_suffix(".onnx")
     report_path = path.with_suffix(".verify.json")
     report = None
@@ -74,12 +77,12 @@ def _entry(path: Path) -> Entry:
 def _check_artifact(artifact: Path, checkpoint: Checkpoint) -> None:
     from runtime.loader import load_model
 
-    try:
-        compiled_from = load_model(artifact).metadata.checkpoint_sha256
-    except ArtifactError as e:
-        raise BitbybitError(f"{artifact}: {e}") from e
+    compiled_from = load_model(artifact).metadata.checkpoint_sha256
     if compiled_from != checkpoint.sha256:
-        raise BitbybitError(f"{artifact}: not compiled from {checkpoint.path.name}; compile it again")
+        raise BitbybitError(
+            f"{artifact}: expected an artifact of {checkpoint.path.name} ({checkpoint.sha256[:12]}...), got one of "
+            f"{compiled_from[:12] or 'no file'}...; compile it again"
+        )
 
 
 def _read_report(path: Path, artifact: Path) -> dict[str, Any]:
@@ -90,7 +93,7 @@ def _read_report(path: Path, artifact: Path) -> dict[str, Any]:
         raise BitbybitError(f"{path}: not a parity report ({e}); run 'bitbybit verify' again") from e
     if not artifact.is_file() or digest != sha256(artifact):
         raise BitbybitError(f"{path}: made for another artifact; run 'bitbybit verify' again")
-    if not passed:
+    if passed is not True:
         raise BitbybitError(f"{path}: parity failed; a network that answers differently is not submitted")
     return report
 
@@ -146,19 +149,37 @@ def write_bundle(entries: list[Entry], team_name: str, output: Path) -> Path:
         BitbybitError: ``output`` holds something that is no bundle.
         OSError: it cannot be written.
     """
-    if output.exists() and not (output / MANIFEST).is_file() and (not output.is_dir() or any(output.iterdir())):
+    place = output.resolve()
+    if place.exists() and not _replaceable(place):
         raise BitbybitError(f"{output}: exists and is no bundle; pass another --output")
-    partial = output.with_name(f".{output.name}.partial")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = place.with_name(f".{place.name}.partial")
+    earlier = place.with_name(f".{place.name}.earlier")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
+        partial.mkdir()
         for entry in entries:
             for path in entry.files():
                 shutil.copyfile(path, partial / path.name)
         write_json(partial / MANIFEST, manifest(entries, team_name))
-        if output.exists():
-            shutil.rmtree(output)
-        partial.rename(output)
+        if place.exists():
+            shutil.rmtree(earlier, ignore_errors=True)
+            place.rename(earlier)
+        partial.rename(place)
+        shutil.rmtree(earlier, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return output / MANIFEST
+
+
+def _replaceable(folder: Path) -> bool:
+    """Whether a folder is empty, or a bundle and nothing else: every file is in its manifest."""
+    if not folder.is_dir():
+        return False
+    present = {path.name for path in folder.iterdir()}
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        listed = {name for model in content["models"] for name in model["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return not present
+    return present <= listed | {MANIFEST}

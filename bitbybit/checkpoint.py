@@ -17,12 +17,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from bitbybit.errors import CheckpointError, ConfigError
+from bitbybit.nn import PATCH, PIXEL
 from bitbybit.patching import COMMON, HASHABLE, HashConfig, hash_config_of, patch_model
 from bitbybit.training.run_folder import RunFolder
 from bitbybit.utils.files import atomic_path, sha256, write_json
 from bitbybit.utils.models import MODELS, load_checked, load_state_dict_file
 
 _KERNEL_KEY = re.compile(r"^(.*)\.hash_kernels\.(\d+)\.(\d+)\._(random|learnable)_projection_matrix$")
+_CARD_KINDS = {
+    "model": (str,),
+    "dataset": (str,),
+    "sha256": (str,),
+    "hash_config": (dict,),
+    "test_accuracy": (float, int),
+    "float_test_accuracy": (float, int),
+}
 _KERNEL_TYPES = {"random": "random_projection", "learnable": "learned_projection"}
 
 
@@ -68,43 +77,57 @@ def load_checkpoint(
         CheckpointError: missing, damaged, or of an architecture that is not known.
         ConfigError: the configuration does not fit the backbone.
     """
-    path = Path(path)
-    card: dict[str, Any] = {}
-    if path.is_dir():
-        folder = RunFolder(path)
-        options = folder.read_options()
-        card = {"model": options.model, "dataset": options.dataset, "hash_config": options.hash_config or {}}
-        if folder.summary.is_file():
-            card |= _read_card(folder.summary)
-        path = folder.weights
-        if not path.is_file():
-            raise CheckpointError(f"{path}: the run has not finished; resume it with 'bitbybit train --resume'")
-    elif card_path(path).is_file():
-        card = _read_card(card_path(path))
+    path, card = _find(Path(path))
     state = load_state_dict_file(path)
+    digest = sha256(path)
+    if card.get("sha256", digest) != digest:
+        raise CheckpointError(
+            f"{card_path(path)}: expected the card of {path.name} ({digest[:12]}...), got one of "
+            f"{card['sha256'][:12]}...; export the checkpoint again, or delete the card"
+        )
     name = model_name or card.get("model") or guess_model(path, state)
     if name not in MODELS:
         raise CheckpointError(f"{path}: unknown model {name!r}; expected one of {', '.join(sorted(MODELS))}")
     model = MODELS[name]()
-    config = hash_config if hash_config is not None else card.get("hash_config")
-    if config is None:
-        config = guess_hash_config(model, state)
-    if config:
-        patch_model(model, config)
+    try:
+        config = hash_config if hash_config is not None else card.get("hash_config")
+        if config is None:
+            config = guess_hash_config(model, state)
+        if config:
+            patch_model(model, config)
+    except (ConfigError, CheckpointError) as e:
+        raise type(e)(f"{path}: {e}") from e
     load_checked(model, state, path)
     dataset = card.get("dataset") or name.split("_")[0]
-    return Checkpoint(model.eval(), name, dataset, hash_config_of(model) if config else {}, path, sha256(path), card)
+    return Checkpoint(model.eval(), name, dataset, hash_config_of(model) if config else {}, path, digest, card)
+
+
+def _find(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The state dict's file, and what the card or the run's folder says of it."""
+    folder = RunFolder(path if path.is_dir() else path.parent)
+    if not path.is_dir() and (path != folder.weights or not folder.options.is_file()):
+        return path, _read_card(card_path(path)) if card_path(path).is_file() else {}
+    options = folder.read_options()
+    if not folder.weights.is_file():
+        raise CheckpointError(f"{folder.weights}: the run has not finished; resume it with 'bitbybit train --resume'")
+    card = {"model": options.model, "dataset": options.dataset, "hash_config": options.hash_config or {}}
+    if folder.summary.is_file():
+        card |= _read_card(folder.summary)
+    return folder.weights, card
 
 
 def save_checkpoint(model: nn.Module, path: str | Path, card: dict[str, Any]) -> None:
     """Writes a state dict and its card, each whole or not at all.
 
     Raises:
+        ConfigError: the file's name is that of its card.
         OSError: the folder cannot be written.
     """
     import torch
 
     path = Path(path)
+    if path.suffix == card_path(path).suffix:
+        raise ConfigError(f"{path}: expected a name ending in .pth or .safetensors, got {path.name!r}; rename it")
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with atomic_path(path) as partial:
         if path.suffix == ".safetensors":
@@ -139,7 +162,8 @@ def guess_model(path: Path, state: dict[str, Tensor]) -> str:
 def guess_hash_config(model: nn.Module, state: dict[str, Tensor]) -> HashConfig:
     """Works the configuration out of the kernels' shapes.
 
-    Pixel tiling shows in projections that cover the channels alone.  Where outputs are cut in
+    Pixel tiling shows in projections that cover the channels alone; a layer of one tap, which is the
+    same under both tilings, is given that of the others.  Where outputs are cut in
     several tiles, the size is the smallest power of two, else the smallest, that gives their number.
     """
     grids: dict[str, dict[tuple[int, int], tuple[str, Tensor]]] = {}
@@ -153,8 +177,22 @@ def guess_hash_config(model: nn.Module, state: dict[str, Tensor]) -> HashConfig:
     config: HashConfig = {COMMON: {"hash_kernel_type": "none"}}
     for layer, grid in grids.items():
         if layer not in layers:
-            raise CheckpointError(f"checkpoint hashes a layer {layer!r} that {type(model).__name__} does not have")
+            raise CheckpointError(
+                f"the checkpoint hashes a layer {layer!r} that {type(model).__name__} does not have; name its backbone"
+            )
+        rows, columns = (1 + max(index) for index in zip(*grid, strict=True))
+        if len(grid) != rows * columns or any(value.dim() != 2 for _, value in grid.values()):
+            raise CheckpointError(
+                f"layer {layer!r}: expected {rows} x {columns} projection matrices, got {len(grid)}; "
+                "the checkpoint is incomplete, save it again"
+            )
         config[layer] = _guess_layer(layers[layer], grid, centred=f"{layer}.centre" in state)
+    if any(settings.get("tiling") == PIXEL for settings in config.values()):
+        for layer in grids:
+            weight = layers[layer].weight
+            assert isinstance(weight, Tensor)
+            if weight[0].numel() == weight.shape[1]:
+                config[layer]["tiling"] = PIXEL
     return config
 
 
@@ -165,7 +203,7 @@ def _guess_layer(module: nn.Module, grid: dict[tuple[int, int], tuple[str, Tenso
     weight = module.weight
     assert isinstance(weight, Tensor)
     groups = module.groups if isinstance(module, nn.Conv2d) else 1
-    outputs, per_group = weight.shape[0] // groups, columns // groups
+    outputs, per_group = weight.shape[0] // groups, max(1, columns // groups)
     smallest = math.ceil(outputs / per_group)
     power = 1 << (smallest - 1).bit_length()
     return {
@@ -173,7 +211,7 @@ def _guess_layer(module: nn.Module, grid: dict[tuple[int, int], tuple[str, Tenso
         "hash_length": first.shape[0],
         "input_tile_size": first.shape[1],
         "output_tile_size": None if per_group == 1 else power if math.ceil(outputs / power) == per_group else smallest,
-        "tiling": "pixel" if weight.dim() == 4 and features < weight[0].numel() else "patch",
+        "tiling": PIXEL if weight.dim() == 4 and features < weight[0].numel() else PATCH,
         "centring": centred,
     }
 
@@ -182,10 +220,22 @@ def _read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        raise CheckpointError(f"{path}: the checkpoint's card is not readable JSON ({e})") from e
+        raise CheckpointError(
+            f"{path}: the checkpoint's card is not readable JSON ({_reason(e)}); export it again"
+        ) from e
     if not isinstance(card, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(card).__name__}")
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(card).__name__}; export the checkpoint again")
+    for key, kinds in _CARD_KINDS.items():
+        if not isinstance(card.get(key), (*kinds, type(None))):
+            raise CheckpointError(
+                f"{path}: expected {key} of type {kinds[0].__name__}, got {card[key]!r}; export the checkpoint again"
+            )
     return card
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong without the path, which the message has already."""
+    return (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
 
 
 def read_hash_config(path: str | Path) -> HashConfig:
@@ -197,7 +247,7 @@ def read_hash_config(path: str | Path) -> HashConfig:
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        raise ConfigError(f"{path}: not a readable hash configuration ({e}); expected a JSON object") from e
+        raise ConfigError(f"{path}: not a readable hash configuration ({_reason(e)}); expected a JSON object") from e
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: expected a JSON object of layers, got {type(config).__name__}")
     return config

@@ -6,8 +6,9 @@ operators are in ``runtime.lsh_rules``.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,17 @@ _GRAPH_ATTRIBUTES = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 _TENSOR_ATTRIBUTES = (AttributeProto.TENSOR,)
 
 
+@contextlib.contextmanager
+def naming(source: str | os.PathLike[str] | bytes) -> Iterator[None]:
+    """Puts the file's path before the message of an ``ArtifactError``; bytes have no name."""
+    try:
+        yield
+    except ArtifactError as e:
+        if not isinstance(source, bytes):
+            e.args = (f"{os.fspath(source)}: {str(e).removeprefix('artifact: ')}",)
+        raise
+
+
 def load_model(source: str | os.PathLike[str] | bytes) -> Model:
     """Reads an artifact and checks every rule of the two normative pages.
 
@@ -39,10 +51,15 @@ def load_model(source: str | os.PathLike[str] | bytes) -> Model:
 
     Raises:
         ArtifactVersionError: the file needs a newer reader.
-        ArtifactError: the file is no valid artifact.
+        ArtifactError: the file is no valid artifact; the message begins with its path, if it has one.
         OSError: the file cannot be read.
     """
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    with naming(source):
+        return _load(data)
+
+
+def _load(data: bytes) -> Model:
     proto = _parse(data)
     _check_text(proto)
     _check_versions(proto)

@@ -12,7 +12,7 @@ import numpy as np
 from runtime.errors import ArtifactError, InputError
 from runtime.executor import Executor
 from runtime.layout import check_byte_order
-from runtime.loader import load_model
+from runtime.loader import load_model, naming
 from runtime.metadata import Metadata
 from runtime.model import Array, NodeArg
 from runtime.operators import NATIVE_OPERATORS
@@ -73,7 +73,8 @@ class InferenceSession:
         self._names = {arg.name for arg in self._model.inputs} | set(self._model.initializers)
         self._names.update(name for node in self._model.nodes for name in node.outputs if name)
         self.metadata: Metadata = self._model.metadata
-        self.fallback_operators: list[str] = self._find_fallbacks()
+        with naming(path_or_bytes):
+            self.fallback_operators: list[str] = self._find_fallbacks()
         if self.fallback_operators:
             _LOGGER.warning(
                 "operators without a native kernel run slowly on ONNX's reference implementation: %s",

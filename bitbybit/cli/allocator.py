@@ -19,7 +19,7 @@ def keep_freed_memory() -> None:
     """Restarts this command with the settings, unless they, or the user's own, are in place."""
     if not sys.platform.startswith("linux") or any(name in os.environ for name in SETTINGS):
         return
-    if not sys.argv or not Path(sys.argv[0]).exists():  # embedded: nothing to restart
-        return
+    if not sys.argv or Path(sys.argv[0]).name != "bitbybit" or not Path(sys.argv[0]).exists():
+        return  # called from another program, which must not be restarted
     environment = os.environ | SETTINGS
     os.execve(sys.executable, [sys.executable, *sys.argv], environment)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from typing import cast
 
-import click
 import typer
 
 from bitbybit.cli import compile as compile_command
 from bitbybit.cli import demo, inspect, publish, score, train, verify
 from bitbybit.cli import run as run_command
-from bitbybit.cli.console import errors
+from bitbybit.cli.console import print_error
+
+# UsageError and ClickException, by way of a class that typer exports: it may carry a click of its own.
+USAGE_ERRORS = cast("tuple[type[Exception], ...]", typer.BadParameter.__mro__[1:3])
+TRAINING = ("torch", "torchvision", "sklearn", "onnxruntime", "safetensors", "matplotlib")
+EXTRAS = {"PIL": "cli"} | dict.fromkeys(TRAINING, "train")
+_PARTIAL = re.compile(r"(?:^|(?<=/))\.([^/]+?)(?:\.\d+)?\.partial")  # how unfinished files are called
 
 app = typer.Typer(
     name="bitbybit",
@@ -56,38 +63,58 @@ def _user_errors() -> tuple[type[BaseException], ...]:
 
 
 def run(arguments: list[str]) -> None:
-    """Runs the command line and exits."""
+    """Runs the command line and exits: 0, 1 on a reported error, 2 on wrong usage, 130 when stopped."""
     command = typer.main.get_command(app)
     try:
         code = command.main(arguments, prog_name="bitbybit", standalone_mode=False)
-    except click.exceptions.Exit as e:
+    except typer.Exit as e:
         sys.exit(e.exit_code)
-    except click.Abort:
-        errors.print("[red]stopped[/red]")
-        sys.exit(130)
-    except click.ClickException as e:
-        e.show()
-        sys.exit(e.exit_code)
-    except KeyboardInterrupt:
-        errors.print("[red]stopped[/red]")
-        sys.exit(130)
-    except Exception as e:
-        if isinstance(e, ModuleNotFoundError) and e.name in ("torch", "torchvision", "sklearn", "onnxruntime", "PIL"):
-            errors.print(
-                f"[red]error:[/red] this command needs {e.name}; pip install 'bitbybit\\[train]'", soft_wrap=True
-            )
+    except (typer.Abort, KeyboardInterrupt) as e:
+        if isinstance(e.__context__, EOFError):
+            print_error("the input ended at a prompt; pass the value as an option")
             sys.exit(1)
-        if not isinstance(e, _user_errors()):
+        print_error("", label="stopped")
+        sys.exit(130)
+    except USAGE_ERRORS as e:
+        _show_usage(e)
+        sys.exit(2)
+    except Exception as e:
+        message = _explain(e)
+        if message is None:
             raise
-        from rich.markup import escape
-
-        errors.print(f"[red]error:[/red] {escape(_one_line(e))}", soft_wrap=True, highlight=False)
+        print_error(message)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _one_line(error: BaseException) -> str:
+def _show_usage(error: Exception) -> None:
+    """One line, except where no arguments at all were given: then the help has been printed."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return
+    context = getattr(error, "ctx", None)
+    place = context.command_path if context else "bitbybit"
+    reason = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+    print_error(f"{reason[:1].lower()}{reason[1:]}; see '{place} --help'")
+
+
+def _explain(error: Exception) -> str | None:
+    """The line to print, or None for what no user can cause: a defect, which keeps its traceback."""
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in EXTRAS:
+        package = (error.name or "").split(".")[0]
+        return f"this command needs {package}, which is not installed; pip install 'bitbybit[{EXTRAS[package]}]'"
+    if not isinstance(error, _user_errors()):
+        return None
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror.lower()}; check the path and its permissions"
+        return _system_error(error)
     return " ".join(str(error).split())
+
+
+def _system_error(error: OSError) -> str:
+    """Names the file that the user named, not the temporary one beside it."""
+    path = _PARTIAL.sub(r"\1", str(error.filename2 or error.filename or ""))
+    where = f"{path}: " if path else ""
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return f"{where}expected a folder on the way, got a file; name another path"
+    if isinstance(error, IsADirectoryError):
+        return f"{where}expected a file, got a folder; name a file"
+    return f"{where}{(error.strerror or 'failed').lower()}; check the path and its permissions"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from bitbybit.cli.console import errors, output, size
+from bitbybit.cli.console import output, print_error, size
 
 
 def compile_(
@@ -15,25 +15,30 @@ def compile_(
     model: str | None = typer.Option(None, help="Backbone. [default: from the card or the tensors]"),
     hash_config: Path | None = typer.Option(None, help="JSON configuration. [default: from the card or the tensors]"),
     data_dir: str = typer.Option("data", help="Folder of the data set, for verification."),
-    samples: int = typer.Option(256, help="Test images for verification; 0: all."),
+    samples: int = typer.Option(256, min=0, help="Test images for verification; 0: all."),
     verify: bool = typer.Option(True, help="Compare the artifact with PyTorch and onnxruntime."),
     explain: bool = typer.Option(False, help="Print what every pass did and why it declined."),
 ) -> None:
     """Compile a checkpoint to one ONNX file of packed codes, and verify it."""
     from bitbybit.artifact import compile_checkpoint
     from bitbybit.checkpoint import load_checkpoint, read_hash_config
+    from bitbybit.errors import ConfigError
 
     source = load_checkpoint(
         checkpoint, model_name=model, hash_config=read_hash_config(hash_config) if hash_config else None
     )
     target = artifact or source.path.with_suffix(".onnx")
+    if target.resolve() == source.path.resolve():
+        raise ConfigError(f"{target}: expected another file than the checkpoint, got the same; pass another --output")
     result = compile_checkpoint(source, target, data_dir=data_dir)
     if explain:
-        output.print(str(result.report), highlight=False, markup=False)
-    output.print(f"{target}: {size(target.stat().st_size)}, from {source.path} ({source.name})", soft_wrap=True)
+        output.print("\n".join(result.report.lines()), highlight=False, markup=False)
+    output.print(
+        f"{target}: {size(target.stat().st_size)}, from {source.path} ({source.name})", soft_wrap=True, markup=False
+    )
     if verify:
         from bitbybit.cli.verify import run_verification
 
         if not run_verification(target, source, data_dir, samples=samples, layer_samples=min(samples or 256, 256)):
-            errors.print(f"[red]error:[/red] {target} does not agree with PyTorch; the file is kept for inspection")
+            print_error(f"{target}: does not agree with PyTorch; the file is kept, inspect the report beside it")
             raise typer.Exit(1)

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 output = Console()
 errors = Console(stderr=True)
 
 
+def print_error(message: str, *, label: str = "error:") -> None:
+    """Prints one line on the error stream; nothing in ``message`` is taken as markup."""
+    errors.print(f"[red]{label}[/red] {escape(message)}".rstrip(), soft_wrap=True, highlight=False)
+
+
+def print_table(table: Table) -> None:
+    """Prints a table as wide as it is where no terminal limits it, so that no number is cut."""
+    (output if output.is_terminal else Console(file=output.file, width=240)).print(table)
+
+
 def progress_bar() -> Progress:
-    """A bar with counts and times on the error stream, so that results can be piped."""
+    """A bar with counts and times on the error stream, so that results can be piped; none without a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -19,6 +31,7 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         console=errors,
         transient=True,
+        disable=not errors.is_terminal,
     )
 
 

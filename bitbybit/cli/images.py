@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from bitbybit.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+_DAMAGED = (OSError, ValueError, EOFError, SyntaxError, struct.error, zlib.error)  # what readers of images raise
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ def read_images(source: Path, height: int, width: int, *, key: str = "", resize:
             f"{source}: expected uint8[n, {height}, {width}, 3], got {pixels.dtype}{list(pixels.shape)}; "
             "convert it to RGB bytes of the network's size"
         )
+    if not len(pixels):
+        raise DataError(f"{source}: expected at least one image, got an empty array; check how it was made")
     return NamedImages([f"{source.name}[{i}]" for i in range(len(pixels))], pixels)
 
 
@@ -68,8 +73,9 @@ def _file(path: Path, height: int, width: int, resize: bool) -> NDArray[np.uint8
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError) as e:
-        raise DataError(f"{path}: not a readable image ({' '.join(str(e).split())[:120]})") from e
+    except (*_DAMAGED, Image.DecompressionBombError) as e:
+        got = "another kind of file" if isinstance(e, UnidentifiedImageError) else " ".join(str(e).split())[:120]
+        raise DataError(f"{path}: expected a PNG or JPEG image, got {got}; check that it was copied whole") from e
     if image.size != (width, height):
         if not resize:
             raise DataError(
@@ -82,13 +88,21 @@ def _file(path: Path, height: int, width: int, resize: bool) -> NDArray[np.uint8
 
 def _array(path: Path, key: str) -> NDArray[np.uint8]:
     try:
-        content = np.load(path, allow_pickle=False)
-        if path.suffix == ".npy":
-            return content
-        with content as archive:
-            candidates = [key] if key else [k for k in ("test_x", "images", "x") if k in archive] or list(archive)
-            if candidates[0] not in archive:
-                raise DataError(f"{path}: no array {candidates[0]!r}; it has {', '.join(archive)}")
-            return archive[candidates[0]]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, IndexError) as e:
+        with open(path, "rb") as file:
+            content = np.load(file, allow_pickle=False)
+            found = content if isinstance(content, np.ndarray) else _member(path, content, key)
+    except (*_DAMAGED, MemoryError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as e:
         raise DataError(f"{path}: not a readable array ({e}); expected a .npy or .npz of numbers") from e
+    if not isinstance(found, np.ndarray):  # a member of a zip archive that is no array
+        raise DataError(f"{path}: expected an archive of arrays, got other files; write it with numpy.savez")
+    return found
+
+
+def _member(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> NDArray[np.uint8]:
+    names = list(archive)
+    if not names:
+        raise DataError(f"{path}: expected arrays, got an empty archive; write it with numpy.savez")
+    chosen = key or next((name for name in ("test_x", "images", "x") if name in names), names[0])
+    if chosen not in names:
+        raise DataError(f"{path}: expected array {chosen!r}, got {', '.join(names)}; pass another --key")
+    return archive[chosen]

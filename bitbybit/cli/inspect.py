@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from bitbybit.cli.console import output, size
+from bitbybit.cli.console import output, print_table, size
 
 
 def inspect(
@@ -82,39 +82,37 @@ def summarise(artifact: Path) -> dict[str, Any]:
 
 
 def _print(summary: dict[str, Any]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     output.print(
-        f"[bold]{summary['file']}[/bold]: {summary['model'] or 'network'}, {size(summary['bytes'])}, "
-        f"format {summary['format_version']}, input {summary['input']}, {summary['classes']} classes",
+        f"[bold]{escape(summary['file'])}[/bold]: {summary['model'] or 'network'}, {size(summary['bytes'])}, "
+        f"format {summary['format_version']}, input {escape(str(summary['input']))}, {summary['classes']} classes",
         highlight=False,
         soft_wrap=True,
     )
-    table = Table()
-    for name in ("layer", "tiling", "k", "in x out", "tiles", "fused", "codes", "all", "float", "HDOPs", "FLOPs"):
-        table.add_column(name, justify="left" if name in ("layer", "tiling", "fused") else "right")
-    for row in summary["layers"]:
+    table = Table(box=None, padding=(0, 1), collapse_padding=True)
+    for name in ("layer", "tiling", "k", "in", "out", "tiles", "bytes", "float", "HDOPs"):
+        table.add_column(name, justify="left" if name in ("layer", "tiling") else "right", no_wrap=True)
+    layers = summary["layers"]
+    for row in layers:
         table.add_row(
             row["name"],
             row["tiling"],
             str(row["hash_length"]),
-            f"{row['in_features']} x {row['out_features']}",
-            f"{row['tiles']} x {row['parts']}",
-            ", ".join(row["fused"]),
-            size(row["code_bytes"]),
+            str(row["in_features"]),
+            str(row["out_features"]),
+            f"{row['tiles']}x{row['parts']}",
             size(row["bytes"]),
             size(row["float_bytes"]),
             f"{row['hdops']:,}",
-            f"{row['flops']:,}",
         )
-    layers = summary["layers"]
     total = {key: sum(row[key] for row in layers) for key in ("code_bytes", "bytes", "float_bytes", "hdops", "flops")}
-    table.add_section()
-    table.add_row(
-        "all hashed layers", "", "", "", "", "",
-        size(total["code_bytes"]), size(total["bytes"]), size(total["float_bytes"]),
-        f"{total['hdops']:,}", f"{total['flops']:,}",
-    )  # fmt: skip
-    output.print(table)
+    table.add_row("all", "", "", "", "", "", size(total["bytes"]), size(total["float_bytes"]), f"{total['hdops']:,}")
+    print_table(table)
+    output.print(
+        f"weight codes {size(total['code_bytes'])}; HDOPs / FLOPs {total['hdops']:,} / {total['flops']:,}",
+        highlight=False,
+    )
     operators = ", ".join(f"{count} {name}" for name, count in sorted(summary["operators"].items()))
-    output.print(f"nodes: {operators}", highlight=False)
+    output.print(f"nodes: {operators}", highlight=False, soft_wrap=True)

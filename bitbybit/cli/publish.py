@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from bitbybit.cli.console import output, percent
+from bitbybit.cli.console import output, percent, print_table
 
 
 def publish(
@@ -31,7 +31,7 @@ def publish(
         place = f" ({server}:{port or '?'} was given, but this version cannot send)" if server else ""
         raise ConfigError(f"no server is configured{place}; pass --dry-run to write the bundle to a folder")
     path = write_bundle(entries, team_name, bundle)
-    output.print(f"bundle: {path.parent} ({path.name} lists every file)", soft_wrap=True)
+    output.print(f"bundle: {path.parent} ({path.name} lists every file)", soft_wrap=True, markup=False)
 
 
 def _print(entries) -> None:  # type: ignore[no-untyped-def]
@@ -50,4 +50,4 @@ def _print(entries) -> None:  # type: ignore[no-untyped-def]
             "-" if entry.score is None else f"{entry.score:.4f}",
             "holds" if entry.report else "not checked",
         )
-    output.print(table)
+    print_table(table)

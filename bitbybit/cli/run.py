@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import typer
 
-from bitbybit.cli.console import errors, output, progress_bar
+from bitbybit.cli.console import errors, print_table, progress_bar
 
 BATCH = 64
 
@@ -31,12 +31,8 @@ def run(
     from runtime import InferenceSession, SessionOptions
 
     session = InferenceSession(artifact, SessionOptions(num_threads=threads, enable_profiling=profile is not None))
-    shape = session.get_inputs()[0].shape
-    if len(shape) != 4 or not isinstance(shape[2], int) or not isinstance(shape[3], int):
-        from bitbybit.errors import DataError
-
-        raise DataError(f"{artifact}: takes an input of shape {list(shape)}, not images; use it from Python")
-    found = read_images(images, shape[2], shape[3], key=key, resize=resize)
+    height, width = _image_size(artifact, session)
+    found = read_images(images, height, width, key=key, resize=resize)
     names = found.names[:limit] if limit else found.names
     started = time.perf_counter()
     logits = _run(session, found.pixels[: len(names)])
@@ -49,6 +45,26 @@ def run(
         return
     _print(rows, top)
     errors.print(f"{len(names)} images in {seconds:.2f} s, first-use compilation included", highlight=False)
+
+
+def _image_size(artifact: Path, session: Any) -> tuple[int, int]:
+    """Rows and columns of the images that an artifact classifies; refuses what is no image classifier."""
+    from bitbybit.errors import DataError
+
+    shape, outputs = session.get_inputs()[0].shape, session.get_outputs()[0].shape
+    if len(shape) != 4 or shape[1] != 3 or not isinstance(shape[2], int) or not isinstance(shape[3], int):
+        raise DataError(
+            f"{artifact}: expected an input of RGB images [n, 3, h, w], got {list(shape)}; run it from Python"
+        )
+    if len(outputs) != 2:
+        raise DataError(f"{artifact}: expected an output [n, classes], got {list(outputs)}; run it from Python")
+    metadata = session.metadata
+    if len(metadata.mean) != 3 or not all(metadata.std):
+        raise DataError(
+            f"{artifact}: expected a mean and a std other than 0 for 3 channels, got {list(metadata.mean)} and "
+            f"{list(metadata.std)}; compile it again with the data's normalisation"
+        )
+    return shape[2], shape[3]
 
 
 def _run(session: Any, pixels: np.ndarray) -> np.ndarray:
@@ -82,6 +98,7 @@ def _top(logits: np.ndarray, classes: tuple[str, ...], names: list[str], top: in
 
 
 def _print(rows: list[dict[str, Any]], top: int) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table()
@@ -90,6 +107,6 @@ def _print(rows: list[dict[str, Any]], top: int) -> None:
         table.add_column("class" if rank == 0 else f"{rank + 1}.")
         table.add_column("probability" if rank == 0 else "", justify="right")
     for row in rows:
-        cells = [text for c in row["classes"] for text in (c["name"], f"{100 * c['probability']:.1f} %")]
-        table.add_row(row["image"], *cells)
-    output.print(table)
+        cells = [text for c in row["classes"] for text in (escape(c["name"]), f"{100 * c['probability']:.1f} %")]
+        table.add_row(escape(row["image"]), *cells)
+    print_table(table)

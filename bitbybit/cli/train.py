@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,8 @@ def train(
     keep_freed_memory()
     from bitbybit.training import TrainOptions
 
+    if export is not None:
+        _check_export(export)
     defaults: dict[str, Any] = FLOAT_DEFAULTS if float_ else HASHED_DEFAULTS
     given: dict[str, Any] = {
         "optimizer": optimizer or None,
@@ -98,12 +103,45 @@ def train(
         from bitbybit.checkpoint import save_checkpoint
 
         save_checkpoint(result.model, export, card_of(summary))
-        output.print(f"{export} and {export.with_suffix('.json').name} written")
+        output.print(f"{export} and {export.with_suffix('.json').name} written", soft_wrap=True, markup=False)
     output.print(
         f"{output_dir}: epoch {summary['epoch']}, held-out {percent(summary['val_accuracy'])}, "
         f"test {percent(summary['test_accuracy'])}"
-        + (f", float {percent(summary['float_test_accuracy'])}" if "float_test_accuracy" in summary else "")
+        + (f", float {percent(summary['float_test_accuracy'])}" if "float_test_accuracy" in summary else ""),
+        soft_wrap=True,
+        markup=False,
     )
+
+
+def _check_export(path: Path) -> None:
+    """Refuses now what would fail after hours of training."""
+    from bitbybit.errors import ConfigError
+
+    if path.suffix not in (".pth", ".safetensors"):
+        raise ConfigError(f"{path}: expected a name ending in .pth or .safetensors, got {path.name!r}; rename it")
+    if path.is_dir():
+        raise IsADirectoryError(21, "Is a directory", str(path))
+    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not folder.is_dir():
+        raise NotADirectoryError(20, "Not a directory", str(path))
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(13, "Permission denied", str(path))
+
+
+@contextlib.contextmanager
+def _unclaimed_on_failure(folder: Path) -> Iterator[None]:
+    """Takes away what a run that failed before its first epoch has left, so that it can be started anew."""
+    fresh = [path for path in (folder, *folder.parents) if not path.exists()]
+    claimed = (folder / "options.json").exists()
+    try:
+        yield
+    except Exception:
+        if not claimed and not (folder / "last.pt").exists():
+            with contextlib.suppress(OSError):
+                (folder / "options.json").unlink(missing_ok=True)
+                for path in fresh:
+                    path.rmdir()
+        raise
 
 
 def card_of(summary: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +166,7 @@ def train_with_progress(options: Any, folder: Path, *, resume: bool = False, qui
     """Runs ``bitbybit.training.train`` with a bar for the steps and a line for each epoch."""
     from bitbybit.training import train as run_training
 
-    with progress_bar() as progress:
+    with _unclaimed_on_failure(folder), progress_bar() as progress:
         task = progress.add_task(f"{options.model}, preparing", total=None)
 
         def on_step(epoch: int, step: int, steps: int, loss: float) -> None:
@@ -150,5 +188,9 @@ def train_with_progress(options: Any, folder: Path, *, resume: bool = False, qui
         try:
             return run_training(options, folder, resume=resume, on_step=on_step, on_epoch=on_epoch)
         except KeyboardInterrupt:
-            progress.console.print(f"stopped; go on with: bitbybit train {options.model} -o {folder} --resume")
+            progress.console.print(
+                f"stopped; go on with: bitbybit train {options.model} -o {folder} --resume",
+                soft_wrap=True,
+                markup=False,
+            )
             raise

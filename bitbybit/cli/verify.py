@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from bitbybit.cli.console import StageProgress, errors, output, percent, progress_bar
+from bitbybit.cli.console import StageProgress, errors, output, percent, print_table, progress_bar
 
 if TYPE_CHECKING:
     from bitbybit.checkpoint import Checkpoint
@@ -18,15 +18,17 @@ def verify(
     artifact: Path = typer.Argument(..., help="Compiled artifact (.onnx)."),
     checkpoint: Path | None = typer.Option(None, help="What it was compiled from. [default: ARTIFACT.pth]"),
     data_dir: str = typer.Option("data", help="Folder of the data set."),
-    samples: int = typer.Option(0, help="Test images; 0: all."),
-    layer_samples: int = typer.Option(512, help="Of them, compared layer by layer; 0: all."),
+    samples: int = typer.Option(0, min=0, help="Test images; 0: all."),
+    layer_samples: int = typer.Option(512, min=0, help="Of them, compared layer by layer; 0: all."),
     onnxruntime: bool = typer.Option(True, help="Also run the artifact in stock onnxruntime."),
-    threads: int = typer.Option(0, help="Threads of the runtimes; 0: all cores."),
+    threads: int = typer.Option(0, min=0, help="Threads of the runtimes; 0: all cores."),
     report: Path | None = typer.Option(None, help="JSON report. [default: ARTIFACT.verify.json]"),
 ) -> None:
     """Compare an artifact with PyTorch, layer by layer and end to end; exit code 1 if they differ."""
     from bitbybit.checkpoint import load_checkpoint
+    from runtime.loader import load_model
 
+    load_model(artifact)  # refused before data are fetched
     source = load_checkpoint(checkpoint or _beside(artifact))
     if not run_verification(
         artifact,
@@ -45,8 +47,6 @@ def _beside(artifact: Path) -> Path:
     for suffix in (".pth", ".safetensors"):
         if artifact.with_suffix(suffix).is_file():
             return artifact.with_suffix(suffix)
-    if not artifact.is_file():
-        raise FileNotFoundError(2, "No such file", str(artifact))
     from bitbybit.errors import CheckpointError
 
     raise CheckpointError(f"{artifact}: no checkpoint beside it ({artifact.stem}.pth); name one with --checkpoint")
@@ -84,7 +84,7 @@ def run_verification(
     target = report_path or artifact.with_suffix(".verify.json")
     write_json(target, report.to_dict())
     print_report(report)
-    output.print(f"report: {target}", soft_wrap=True)
+    output.print(f"report: {target}", soft_wrap=True, markup=False)
     return report.passed
 
 
@@ -92,25 +92,25 @@ def print_report(report: ParityReport) -> None:
     """Prints a table of layers, a table of programs, and the verdict."""
     from rich.table import Table
 
-    layers = Table(title="Layers, given PyTorch's input up to rounding")
-    layers.add_column("layer")
+    layers = Table(title=f"Each layer on its own input, {report.programs[0].layer_samples} images")
+    layers.add_column("layer", no_wrap=True)
     for program in report.programs:
-        layers.add_column(f"{program.name}\ndiffering bits", justify="right")
-        layers.add_column(f"{program.name}\nrelative error", justify="right")
+        layers.add_column(f"{program.name}\nbits differ", justify="right")
+        layers.add_column("\nerror", justify="right")
     for rows in zip(*(p.layers for p in report.programs), strict=True):
         cells = []
         for row in rows:
             style = "[red]" if row.problem else ""
-            cells += [f"{style}{row.differing_bits} / {row.bits}", f"{style}{row.relative_error:.1e}"]
+            cells += [f"{style}{row.differing_bits}", f"{style}{row.relative_error:.1e}"]
         layers.add_row(rows[0].name, *cells)
     if layers.row_count:
-        output.print(layers)
+        print_table(layers)
     programs = Table(title=f"End to end, {report.programs[0].samples} images")
-    for column in ("program", "accuracy", "top-1 agreement", "largest logit difference", "differing bits"):
+    for column in ("program", "accuracy", "agreement", "logit error", "bits differ"):
         programs.add_column(column, justify="left" if column == "program" else "right")
     programs.add_row("PyTorch", percent(report.torch_accuracy), "", "", "")
     programs.add_row(
-        "[dim]PyTorch, plain float32[/dim]", percent(report.float32_accuracy), percent(report.float32_agreement), "", ""
+        "[dim]PyTorch float32[/dim]", percent(report.float32_accuracy), percent(report.float32_agreement), "", ""
     )
     for program in report.programs:
         bits = sum(layer.bits for layer in program.layers)
@@ -120,12 +120,14 @@ def print_report(report: ParityReport) -> None:
             percent(program.accuracy),
             percent(program.agreement),
             f"{program.max_logit_error:.2e}",
-            f"{differing} / {bits}",
+            f"{differing} of {bits:,}",
         )
-    output.print(programs)
+    print_table(programs)
     for problem in report.problems:
-        errors.print(f"[red]{problem}[/red]", soft_wrap=True)
+        errors.print(problem, style="red", soft_wrap=True, markup=False)
     for program in report.programs:
         if program.first_departing_layer:
-            errors.print(f"{program.name} first departs at layer {program.first_departing_layer}", soft_wrap=True)
+            errors.print(
+                f"{program.name} first departs at layer {program.first_departing_layer}", soft_wrap=True, markup=False
+            )
     output.print("[green]parity holds[/green]" if report.passed else "[red]parity fails[/red]")

@@ -108,7 +108,8 @@ def emit_conv(node: Node, builder: PlanBuilder) -> None:
         residual = arrays[2].reshape(-1) if len(arrays) == 3 else _NO_RESIDUAL
         arguments = (
             arrays[0].reshape(-1), arrays[1].reshape(-1), packed.codes, packed.norms,
-            packed.table, packed.scale, packed.bias, residual, offsets, starts, h * w * tiles, o, code_width(packed.words), low, high, outputs[0].reshape(-1),
+            packed.table, packed.scale, packed.bias, residual, offsets, starts, h * w * tiles, o,
+            code_width(packed.words), low, high, outputs[0].reshape(-1),
         )  # fmt: skip
 
         def call(begin: int, end: int, slot: int) -> None:

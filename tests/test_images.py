@@ -1,0 +1,178 @@
+"""Images from files: every damage is one clear line, and no image is silently another one."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from command_line import refused
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from bitbybit.cli.images import read_images
+from bitbybit.errors import DataError
+
+pytest_plugins = ["command_fixtures"]
+
+
+def pixels(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def png(path, array=None):
+    Image.fromarray(pixels(32, 32, 3) if array is None else array).save(path)
+    return path
+
+
+def refusal(source, **options):
+    with pytest.raises(DataError) as caught:
+        read_images(source, 32, 32, **options)
+    message = str(caught.value)
+    assert message.startswith(f"{source}"), message
+    assert "\n" not in message
+    return message
+
+
+def test_reads_a_png_pixel_for_pixel(tmp_path):
+    array = pixels(32, 32, 3)
+    found = read_images(png(tmp_path / "a.PNG", array), 32, 32)
+    assert found.names == ["a.PNG"]
+    assert np.array_equal(found.pixels, array[None])
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
+def test_turns_other_modes_into_rgb(tmp_path, mode):
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    Image.fromarray(pixels(32, 32, 3)).convert(mode).save(path)
+    assert read_images(path, 32, 32).pixels.shape == (1, 32, 32, 3)
+
+
+def test_reads_a_folder_in_the_order_of_names_and_skips_other_files(tmp_path):
+    for seed, name in enumerate(("b.png", "a.jpeg", "c.png")):
+        png(tmp_path / name, pixels(32, 32, 3, seed=seed))
+    (tmp_path / "notes.txt").write_text("no image")
+    found = read_images(tmp_path, 32, 32)
+    assert found.names == ["a.jpeg", "b.png", "c.png"]
+    assert np.array_equal(found.pixels[1], pixels(32, 32, 3, seed=0))
+
+
+def test_scales_only_when_told(tmp_path):
+    path = png(tmp_path / "a.png", pixels(20, 40, 3))
+    message = refusal(path)
+    assert "takes 32 x 32 pixels, got 40 x 20" in message
+    assert "--resize" in message
+    assert read_images(path, 32, 32, resize=True).pixels.shape == (1, 32, 32, 3)
+
+
+def test_refuses_what_is_missing_or_no_image(tmp_path):
+    assert "no such file" in refusal(tmp_path / "none.png")
+    text = tmp_path / "text.png"
+    text.write_text("not an image")
+    assert "expected a PNG or JPEG image, got another kind of file" in refusal(text)
+    (tmp_path / "a.gif").write_bytes(b"GIF89a")
+    assert "unknown kind of file" in refusal(tmp_path / "a.gif")
+    (tmp_path / "empty").mkdir()
+    assert "no images; expected files ending in .png, .jpg, .jpeg" in refusal(tmp_path / "empty")
+    (tmp_path / "nested" / "folder.png").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"folder\.png"):
+        read_images(tmp_path / "nested", 32, 32)
+
+
+def test_refuses_an_image_too_large_to_decode(tmp_path, monkeypatch):
+    path = png(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert "expected a PNG or JPEG image, got Image size (1024 pixels) exceeds" in refusal(path)
+
+
+_PNG = io.BytesIO()
+Image.fromarray(pixels(32, 32, 3)).save(_PNG, "PNG")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, len(_PNG.getvalue()) - 1), st.integers(0, 255), st.integers(1, len(_PNG.getvalue())))
+def test_a_damaged_png_is_refused_or_read_and_nothing_else(tmp_path, position, value, end):
+    content = bytearray(_PNG.getvalue())
+    content[position] = value
+    path = tmp_path / "a.png"
+    for part in (content, content[:end]):
+        path.write_bytes(part)
+        try:
+            read_images(path, 32, 32)
+        except DataError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (1, 32, 32, 3), (3, 32, 32, 3)])
+def test_reads_arrays(tmp_path, shape):
+    array = pixels(*shape)
+    np.save(tmp_path / "x.npy", array)
+    found = read_images(tmp_path / "x.npy", 32, 32)
+    assert np.array_equal(found.pixels, array.reshape(-1, 32, 32, 3))
+    assert found.names[-1] == f"x.npy[{len(found.pixels) - 1}]"
+
+
+@pytest.mark.parametrize(
+    ("array", "got"),
+    [
+        (np.zeros((2, 32, 32, 3), np.float32), "float32[2, 32, 32, 3]"),
+        (np.zeros((2, 3, 32, 32), np.uint8), "uint8[2, 3, 32, 32]"),
+        (np.zeros((2, 28, 28, 3), np.uint8), "uint8[2, 28, 28, 3]"),
+        (np.zeros(5, np.uint8), "uint8[5]"),
+        (np.uint8(3), "uint8[]"),
+        (np.zeros((0, 32, 32, 3), np.uint8), "an empty array"),
+    ],
+)
+def test_refuses_arrays_of_another_shape_or_type(tmp_path, array, got):
+    np.save(tmp_path / "x.npy", array)
+    message = refusal(tmp_path / "x.npy")
+    assert "expected" in message
+    assert f"got {got}" in message
+
+
+def test_takes_the_named_array_of_an_archive(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez(path, labels=np.arange(2), test_x=pixels(2, 32, 32, 3), other=pixels(1, 32, 32, 3))
+    assert len(read_images(path, 32, 32).pixels) == 2
+    assert len(read_images(path, 32, 32, key="other").pixels) == 1
+    assert "expected array 'none', got labels, test_x, other" in refusal(path, key="none")
+
+
+def test_refuses_damaged_arrays(tmp_path):
+    npy, npz = tmp_path / "x.npy", tmp_path / "x.npz"
+    for path in (npy, npz):
+        for content in (b"", b"text", b"\x93NUMPY", b"PK\x03\x04"):
+            path.write_bytes(content)
+            assert "not a readable array" in refusal(path)
+    np.save(npy, np.array([{}], object), allow_pickle=True)
+    assert "not a readable array" in refusal(npy)
+    np.savez(npz)
+    assert "expected arrays, got an empty archive" in refusal(npz)
+    with zipfile.ZipFile(npz, "w") as archive:
+        archive.writestr("notes.txt", "text")
+    assert "expected an archive of arrays" in refusal(npz)
+    np.savez_compressed(npz, x=pixels(4, 32, 32, 3))
+    content = bytearray(npz.read_bytes())
+    content[200:400] = bytes(200)
+    npz.write_bytes(content)
+    assert "not a readable array" in refusal(npz)
+
+
+def test_goes_by_content_where_an_array_file_has_the_other_suffix(tmp_path):
+    np.save(tmp_path / "x.npy", pixels(2, 32, 32, 3))
+    (tmp_path / "x.npy").rename(tmp_path / "y.npz")
+    assert len(read_images(tmp_path / "y.npz", 32, 32).pixels) == 2
+
+
+def test_the_command_refuses_bad_images_in_one_line(cli, tiny_folder, tmp_path):
+    artifact = tiny_folder / "tiny.onnx"
+    small, text, array = png(tmp_path / "s.png", pixels(8, 8, 3)), tmp_path / "t.png", tmp_path / "a.npy"
+    text.write_text("text")
+    np.save(array, np.zeros((2, 32, 32, 3)))
+    (tmp_path / "folder").mkdir()
+    refused(cli("run", artifact, small), small, "takes 32 x 32 pixels, got 8 x 8", "--resize")
+    refused(cli("run", artifact, text), text, "expected a PNG or JPEG image")
+    refused(cli("run", artifact, array), array, "expected uint8[n, 32, 32, 3], got float64[2, 32, 32, 3]")
+    refused(cli("run", artifact, tmp_path / "folder"), tmp_path / "folder", "no images")
+    refused(cli("run", artifact, tmp_path / "none"), tmp_path / "none", "no such file")
+    assert cli("run", artifact, small, "--resize").code == 0
