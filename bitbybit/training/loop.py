@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bitbybit.engine import fast_gradients
 from bitbybit.errors import DivergenceError
 from bitbybit.training.evaluate import evaluate, first_non_finite_layer
 from bitbybit.training.options import TrainOptions
@@ -147,7 +148,8 @@ class _Session:
             if setup.teacher is not None and options.distill > 0:
                 with torch.no_grad():
                     teacher_logits = setup.teacher(images)
-            logits = model(images)
+            with fast_gradients():
+                logits = model(images)
             loss = distillation_loss(logits, labels, teacher_logits, options)
             value = loss.item()
             if not math.isfinite(value):
