@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -14,59 +13,7 @@ from torch.nn import functional as F
 from bitbybit.engine import Fold, code_dtype, correlate, encode, encode_windows
 from bitbybit.errors import ConfigError
 from bitbybit.kernel import HashKernel, kernel_factory
-
-PATCH = "patch"
-PIXEL = "pixel"
-TILINGS = (PATCH, PIXEL)
-
-
-@dataclass(frozen=True)
-class HashSpec:
-    """How one layer is hashed.
-
-    Attributes:
-        hash_kernel_type: ``"random_projection"`` or ``"learned_projection"``.
-        hash_length: k, bits in a code.
-        input_tile_size: features that one hash covers; None: all of them.
-        output_tile_size: outputs that share a projection; None: all of them.
-        tiling: ``"patch"`` or ``"pixel"``; a linear layer is the same under both.
-        centring: hash ``x - centre``; the exact rest goes to the bias.
-        orthogonal: draw projections in orthogonal blocks.
-    """
-
-    hash_kernel_type: str = "random_projection"
-    hash_length: int = 4096
-    input_tile_size: int | None = 128
-    output_tile_size: int | None = 128
-    tiling: str = PATCH
-    centring: bool = False
-    orthogonal: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("hash_length", "input_tile_size", "output_tile_size"):
-            value = getattr(self, name)
-            optional = name != "hash_length"
-            if optional and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name}: expected a whole number of at least 1, got {value!r}")
-        if self.tiling not in TILINGS:
-            raise ConfigError(f"tiling: expected one of {', '.join(TILINGS)}, got {self.tiling!r}")
-
-
-@dataclass(frozen=True)
-class Part:
-    """The outputs that share a projection: one output tile of one group.
-
-    Attributes:
-        column: index of the kernels' column, ``hash_kernels[i][column]``.
-        group: index of the group whose input channels it reads.
-        outputs: rows of the weight.
-    """
-
-    column: int
-    group: int
-    outputs: slice
+from bitbybit.spec import PATCH, PIXEL, HashSpec, Part, make_spec
 
 
 class _HashLayer(nn.Module):
@@ -213,16 +160,6 @@ class HashLinear(_HashLayer):
         bias = self.bias_with_centre()
         return (y if bias is None else y + bias).view(*x.shape[:-1], self.out_features)
 
-    def estimate_from_codes(self, codes: list[Tensor], norms: list[Tensor]) -> Tensor:
-        """The output for given codes and norms of each part, as ``encode_input`` returns them."""
-        fold = Fold((1, 1), (1, 1), ((0, 0),))
-        shares = [
-            correlate(c.unsqueeze(2), n.unsqueeze(2), *self.weight_codes(part), fold).flatten(1)
-            for part, c, n in zip(self.parts, codes, norms, strict=True)
-        ]
-        y, bias = torch.cat(shares, 1), self.bias_with_centre()
-        return y if bias is None else y + bias
-
     def forward_reference(self, x: Tensor) -> Tensor:
         """The same numbers from the kernels' plain definition, tile by tile."""
         vectors = self.centred(x).reshape(-1, self.in_features)
@@ -300,27 +237,6 @@ class HashConv2d(_HashLayer):
         channels = self.in_channels // self.groups
         return x[:, part.group * channels : (part.group + 1) * channels]
 
-    def encode_input(self, x: Tensor, part: Part) -> tuple[Tensor, Tensor]:
-        """Codes and norms of the whole padded input, as the compiled layer stores them.
-
-        Args:
-            x: float[N, c, h, w].
-
-        Returns:
-            codes float[T, N, oh, ow, k] of +-1 and norms float[T, N, oh, ow]; with pixel tiling
-            (oh, ow) are the padded input's rows and columns, with patch tiling the output's.
-        """
-        padded = self._group(self.padded(x), part)
-        if not self.pixel:
-            codes, norms = encode_windows(
-                padded, self.projection(part), self.tile_size, self.kernel_size, self.stride, self.dilation
-            )
-            size = self.output_size(*x.shape[2:])
-        else:
-            codes, norms = self._encode_pixels(padded, part)
-            size = (padded.shape[2], padded.shape[3])
-        return codes.unflatten(2, size), norms.unflatten(2, size)
-
     def _encode_pixels(self, x: Tensor, part: Part) -> tuple[Tensor, Tensor]:
         """Codes float[T, N, h * w, k] and norms float[T, N, h * w] of centred pixels."""
         n, channels, h, w = x.shape
@@ -397,39 +313,6 @@ class HashConv2d(_HashLayer):
         ring = F.conv2d(outside, per_tap.unsqueeze(1), stride=self.stride, dilation=self.dilation)
         return ring.permute(0, 2, 3, 1)
 
-    def estimate_from_codes(self, codes: list[Tensor], norms: list[Tensor]) -> Tensor:
-        """The output for given codes and norms of each part, as ``encode_input`` returns them."""
-        shares = [
-            self._correlate_grid(c, n, *self.weight_codes(part))
-            for part, c, n in zip(self.parts, codes, norms, strict=True)
-        ]
-        y, bias = torch.cat(shares, 3), self.bias_with_centre()
-        return (y if bias is None else y + bias).permute(0, 3, 1, 2)
-
-    def _correlate_grid(self, codes: Tensor, norms: Tensor, h_w: Tensor, scales: Tensor) -> Tensor:
-        """Correlates a padded grid of codes, tap by tap: float[N, oh, ow, O]."""
-        if not self.pixel:
-            fold = Fold((codes.shape[2], codes.shape[3]), (codes.shape[2], codes.shape[3]), ((0, 0),))
-            return correlate(codes.flatten(2, 3), norms.flatten(2, 3), h_w, scales, fold)
-        left, right, top, bottom = self.pads
-        oh, ow = self.output_size(codes.shape[2] - top - bottom, codes.shape[3] - left - right)
-        outputs = h_w.shape[1] // math.prod(self.kernel_size)
-        fold = Fold((oh, ow), (oh, ow), ((0, 0),))
-        total = norms.new_zeros(norms.shape[1], oh, ow, outputs)
-        for tap in range(math.prod(self.kernel_size)):
-            ky, kx = divmod(tap, self.kernel_size[1])
-            rows = slice(ky * self.dilation[0], ky * self.dilation[0] + (oh - 1) * self.stride[0] + 1, self.stride[0])
-            cols = slice(kx * self.dilation[1], kx * self.dilation[1] + (ow - 1) * self.stride[1] + 1, self.stride[1])
-            column = slice(tap * outputs, (tap + 1) * outputs)
-            total += correlate(
-                codes[:, :, rows, cols].flatten(2, 3),
-                norms[:, :, rows, cols].flatten(2, 3),
-                h_w[:, column],
-                scales[:, column],
-                fold,
-            )
-        return total
-
     def forward_reference(self, x: Tensor) -> Tensor:
         """The same numbers by unfolding windows and calling every kernel; slow and plain."""
         padded = self.padded(x)
@@ -446,31 +329,6 @@ class HashConv2d(_HashLayer):
         bias = self.bias_with_centre()
         y = y if bias is None else y + bias
         return y.view(n, *size, self.out_channels).permute(0, 3, 1, 2)
-
-
-def make_spec(
-    input_tile_size: int | None,
-    output_tile_size: int | None,
-    hash_kernel_type: str,
-    hash_length: int,
-    options: dict[str, object],
-) -> HashSpec:
-    """A ``HashSpec`` from the arguments of ``from_torch_module``.
-
-    Raises:
-        ConfigError: an option is unknown, or a value out of range.
-    """
-    unknown = sorted(set(options) - set(HashSpec.__dataclass_fields__))
-    if unknown:
-        known = ", ".join(HashSpec.__dataclass_fields__)
-        raise ConfigError(f"unknown hash option {unknown[0]!r}; expected some of {known}")
-    return HashSpec(
-        hash_kernel_type=hash_kernel_type,
-        hash_length=hash_length,
-        input_tile_size=input_tile_size,
-        output_tile_size=output_tile_size,
-        **options,  # type: ignore[arg-type]
-    )
 
 
 def _apply_kernels(layer: _HashLayer, vectors: Tensor, weight: Tensor) -> Tensor:

@@ -11,17 +11,10 @@ import typer
 
 from bitbybit.cli.allocator import keep_freed_memory
 from bitbybit.cli.console import errors, output, percent, size
+from bitbybit.config.resnet20 import resnet20_pixel_patch_config
 
 MODEL = "digits_resnet20"
-HASHING = {
-    "hash_kernel_type": "learned_projection",
-    "hash_length": 64,
-    "input_tile_size": 16,
-    "output_tile_size": None,
-    "tiling": "pixel",
-    "centring": True,
-    "orthogonal": True,
-}
+HASH_LENGTH = resnet20_pixel_patch_config["conv1"]["hash_length"]  # bits, the same in every layer
 
 
 def demo(
@@ -79,7 +72,7 @@ def _train(folder: Path, float_epochs: int, hashed_epochs: int, seed: int) -> tu
     hashed_options = TrainOptions(
         model=MODEL,
         weights=str(folder / "float" / "model.pth"),
-        hash_config={"common_params": HASHING},
+        hash_config=resnet20_pixel_patch_config,
         epochs=hashed_epochs,
         batch_size=64,
         lr=1e-3,
@@ -179,7 +172,7 @@ def _table(float_run: Any, hashed_run: Any, report: Any, checkpoint: Any, artifa
 
     float_bytes = sum(p.numel() * p.element_size() for p in float_run.model.parameters())
     packed = report.programs[0]
-    table = Table(title=f"{MODEL}: every dot product a hash of {HASHING['hash_length']} bits", show_header=False)
+    table = Table(title=f"{MODEL}: every dot product a hash of {HASH_LENGTH} bits", show_header=False)
     table.add_row("float accuracy", percent(float_run.summary["test_accuracy"]))
     table.add_row("hashed accuracy, PyTorch", percent(report.torch_accuracy))
     table.add_row("hashed accuracy, packed runtime", percent(packed.accuracy))

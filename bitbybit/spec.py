@@ -1,0 +1,85 @@
+"""How a layer is hashed, as one frozen record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bitbybit.errors import ConfigError
+
+PATCH = "patch"
+PIXEL = "pixel"
+TILINGS = (PATCH, PIXEL)
+
+
+@dataclass(frozen=True)
+class HashSpec:
+    """How one layer is hashed.
+
+    Attributes:
+        hash_kernel_type: ``"random_projection"`` or ``"learned_projection"``.
+        hash_length: k, bits in a code.
+        input_tile_size: features that one hash covers; None: all of them.
+        output_tile_size: outputs that share a projection; None: all of them.
+        tiling: ``"patch"`` or ``"pixel"``; a linear layer is the same under both.
+        centring: hash ``x - centre``; the exact rest goes to the bias.
+        orthogonal: draw projections in orthogonal blocks.
+    """
+
+    hash_kernel_type: str = "random_projection"
+    hash_length: int = 4096
+    input_tile_size: int | None = 128
+    output_tile_size: int | None = 128
+    tiling: str = PATCH
+    centring: bool = False
+    orthogonal: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("hash_length", "input_tile_size", "output_tile_size"):
+            value = getattr(self, name)
+            optional = name != "hash_length"
+            if optional and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}: expected a whole number of at least 1, got {value!r}")
+        if self.tiling not in TILINGS:
+            raise ConfigError(f"tiling: expected one of {', '.join(TILINGS)}, got {self.tiling!r}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The outputs that share a projection: one output tile of one group.
+
+    Attributes:
+        column: index of the kernels' column, ``hash_kernels[i][column]``.
+        group: index of the group whose input channels it reads.
+        outputs: rows of the weight.
+    """
+
+    column: int
+    group: int
+    outputs: slice
+
+
+def make_spec(
+    input_tile_size: int | None,
+    output_tile_size: int | None,
+    hash_kernel_type: str,
+    hash_length: int,
+    options: dict[str, object],
+) -> HashSpec:
+    """A ``HashSpec`` from the arguments of ``from_torch_module``.
+
+    Raises:
+        ConfigError: an option is unknown, or a value out of range.
+    """
+    unknown = sorted(set(options) - set(HashSpec.__dataclass_fields__))
+    if unknown:
+        known = ", ".join(HashSpec.__dataclass_fields__)
+        raise ConfigError(f"unknown hash option {unknown[0]!r}; expected some of {known}")
+    return HashSpec(
+        hash_kernel_type=hash_kernel_type,
+        hash_length=hash_length,
+        input_tile_size=input_tile_size,
+        output_tile_size=output_tile_size,
+        **options,  # type: ignore[arg-type]
+    )
