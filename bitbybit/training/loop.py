@@ -213,17 +213,28 @@ class _Session:
         self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
         torch.set_rng_state(state["rng"])
 
+    def _reestimate(self) -> bool:
+        """Re-estimates batch norm, and takes it back where held-out accuracy falls; whether it was kept."""
+        setup = self.setup
+        reestimate_batch_norm(setup.model, setup.calibration, setup.device)
+        if setup.val is None:
+            return True
+        if evaluate(setup.model, setup.val, setup.device)["accuracy"] >= self.best["val_accuracy"]:
+            return True
+        setup.model.load_state_dict(self.best["model"])
+        return False
+
     def finish(self) -> TrainResult:
-        """Takes the best epoch, re-estimates batch norm if hashed, measures the test split once."""
+        """Takes the best epoch, and new batch-norm statistics if they help; measures the test split once."""
         setup, options = self.setup, self.options
         model = setup.model
         model.load_state_dict(self.best["model"])
-        if options.hash_config is not None:
-            reestimate_batch_norm(model, setup.calibration, setup.device)
+        reestimated = options.hash_config is not None and self._reestimate()
         summary: dict[str, Any] = {
             "model": options.model,
             "dataset": options.dataset,
             "epoch": self.best["epoch"],
+            "batch_norm_reestimated": reestimated,
             "val_accuracy": evaluate(model, setup.val, setup.device)["accuracy"] if setup.val else None,
             "test_accuracy": evaluate(model, setup.test, setup.device)["accuracy"],
             "seconds": sum(row["seconds"] for row in self.history),

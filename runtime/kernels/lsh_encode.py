@@ -21,6 +21,8 @@ from runtime.kernels.vectors import (
     load16_first,
     load32,
     load64,
+    magnitude,
+    minimum,
     sign_bits,
     splat16,
     splat32,
@@ -173,6 +175,7 @@ def _project(
     """Writes one tile's codes of four windows, 64 bits at a time, then 32; u0..u3 number the codes."""
     width = start.size
     words = width // 32
+    limit = margin * max(max(norms[u0], norms[u1]), max(norms[u2], norms[u3]))  # of all four, to ask once
     bit = 0
     while bit + 64 <= width:
         a0 = load64(start, bit)
@@ -190,9 +193,10 @@ def _project(
         store_bits(codes, u1 * words + word, sign_bits(a1))
         store_bits(codes, u2 * words + word, sign_bits(a2))
         store_bits(codes, u3 * words + word, sign_bits(a3))
-        c0, c1 = bits_below(a0, margin * norms[u0]), bits_below(a1, margin * norms[u1])
-        c2, c3 = bits_below(a2, margin * norms[u2]), bits_below(a3, margin * norms[u3])
-        if c0 | c1 | c2 | c3:
+        least = minimum(minimum(magnitude(a0), magnitude(a1)), minimum(magnitude(a2), magnitude(a3)))
+        if bits_below(least, limit):
+            c0, c1 = bits_below(a0, margin * norms[u0]), bits_below(a1, margin * norms[u1])
+            c2, c3 = bits_below(a2, margin * norms[u2]), bits_below(a3, margin * norms[u3])
             _settle(projection, start, offset, count, buffer, 0, bit, c0, codes, u0 * words)
             _settle(projection, start, offset, count, buffer, step, bit, c1, codes, u1 * words)
             _settle(projection, start, offset, count, buffer, 2 * step, bit, c2, codes, u2 * words)
@@ -213,9 +217,10 @@ def _project(
         store_bits(codes, u1 * words + words - 1, sign_bits(b1))
         store_bits(codes, u2 * words + words - 1, sign_bits(b2))
         store_bits(codes, u3 * words + words - 1, sign_bits(b3))
-        d0, d1 = bits_below(b0, margin * norms[u0]), bits_below(b1, margin * norms[u1])
-        d2, d3 = bits_below(b2, margin * norms[u2]), bits_below(b3, margin * norms[u3])
-        if d0 | d1 | d2 | d3:
+        least = minimum(minimum(magnitude(b0), magnitude(b1)), minimum(magnitude(b2), magnitude(b3)))
+        if bits_below(least, limit):
+            d0, d1 = bits_below(b0, margin * norms[u0]), bits_below(b1, margin * norms[u1])
+            d2, d3 = bits_below(b2, margin * norms[u2]), bits_below(b3, margin * norms[u3])
             _settle(projection, start, offset, count, buffer, 0, bit, np.uint64(d0), codes, u0 * words)
             _settle(projection, start, offset, count, buffer, step, bit, np.uint64(d1), codes, u1 * words)
             _settle(projection, start, offset, count, buffer, 2 * step, bit, np.uint64(d2), codes, u2 * words)

@@ -228,6 +228,16 @@ narrow = _make_cast(types.float32, lambda builder, value, target: builder.fptrun
 
 
 @intrinsic
+def magnitude(typingctx: Any, vector: Any) -> Any:
+    """Absolute value of each lane."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _call(builder, f"llvm.fabs.{_suffix(vector)}", vector.llvm, [args[0]])
+
+    return vector(vector), codegen
+
+
+@intrinsic
 def bits_below(typingctx: Any, vector: Any, limit: Any) -> Any:
     """Bit i of the result is 1 where ``|lane i| < limit`` or lane i is NaN."""
     result: Any = {32: types.uint32, 64: types.uint64}[vector.lanes]
