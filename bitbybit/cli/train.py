@@ -48,6 +48,7 @@ def train(
     calibration: int = typer.Option(1024, help="Images for centres and batch-norm statistics."),
     seed: int = typer.Option(0, help="Of everything that is random."),
     device: str = typer.Option("", help="cpu or cuda. [default: cuda where there is one]"),
+    precision: str = typer.Option("", help="float32 or bfloat16. [default: bfloat16 where it is fast]"),
 ) -> None:
     """Train a float baseline (--float), or fine-tune a hashed network from one.
 
@@ -95,6 +96,7 @@ def train(
         calibration=calibration,
         seed=seed,
         device=device,
+        precision=precision,
         **{name: defaults[name] if value is None else value for name, value in given.items()},
     )
     result = train_with_progress(options, output_dir, resume=resume)

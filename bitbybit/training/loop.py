@@ -70,6 +70,15 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optim
     return torch.optim.Adam(groups)
 
 
+def use_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether products are taken in bfloat16: as asked, or where the processor has them."""
+    if precision:
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
 def distillation_loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, options: TrainOptions) -> Tensor:
     """Cross entropy, mixed with the divergence from the teacher's softened answer.
 
@@ -130,6 +139,9 @@ class _Session:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, total, options.warmup)
         )
+        self.narrow = torch.autocast(
+            setup.device.type, torch.bfloat16, enabled=use_bfloat16(options.precision, setup.device)
+        )
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"epoch": -1, "val_accuracy": -1.0, "model": None}
@@ -146,10 +158,10 @@ class _Session:
             labels = labels.to(device)
             teacher_logits = None
             if setup.teacher is not None and options.distill > 0:
-                with torch.no_grad():
-                    teacher_logits = setup.teacher(images)
-            with fast_gradients():
-                logits = model(images)
+                with torch.no_grad(), self.narrow:
+                    teacher_logits = setup.teacher(images).float()
+            with fast_gradients(), self.narrow:
+                logits = model(images).float()
             loss = distillation_loss(logits, labels, teacher_logits, options)
             value = loss.item()
             if not math.isfinite(value):

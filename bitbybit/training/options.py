@@ -33,6 +33,9 @@ class TrainOptions:
         calibration: training images from which centres and batch-norm statistics are taken.
         seed: of initialisation, order and augmentation.
         device: ``"cpu"``, ``"cuda"``; empty takes CUDA where there is one.
+        precision: of products in the forward and backward pass, ``"float32"`` or ``"bfloat16"``
+            (sums, weights and statistics stay float32); empty takes bfloat16 where the processor
+            has it. Held-out and test accuracy are always measured in float32.
     """
 
     model: str
@@ -54,6 +57,7 @@ class TrainOptions:
     calibration: int = 1024
     seed: int = 0
     device: str = ""
+    precision: str = ""
 
     def __post_init__(self) -> None:
         if not self.dataset:
@@ -69,6 +73,8 @@ class TrainOptions:
                 raise ConfigError(f"{name}: expected 0 to 1, got {getattr(self, name)}")
         if self.optimizer not in ("adam", "sgd"):
             raise ConfigError(f"optimizer: expected 'adam' or 'sgd', got {self.optimizer!r}")
+        if self.precision not in ("", "float32", "bfloat16"):
+            raise ConfigError(f"precision: expected 'float32' or 'bfloat16', got {self.precision!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON-ready values."""
