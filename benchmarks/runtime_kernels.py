@@ -137,7 +137,7 @@ def artifact(nodes: list[NodeProto], arrays: Mapping[str, np.ndarray], shape: li
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", "classes"])],
         [numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )
-    imports = [helper.make_opsetid("", opset.ONNX_OPSET), helper.make_opsetid(opset.DOMAIN, opset.DOMAIN_VERSION)]
+    imports = [helper.make_opsetid("", opset.ONNX_OPSET), helper.make_opsetid(opset.DOMAIN, 1)]
     bodies = [
         helper.make_function(
             opset.DOMAIN, name, ["a"], ["b"], [helper.make_node("Identity", ["a"], ["b"])], imports[:1]

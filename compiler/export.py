@@ -43,7 +43,7 @@ def build_model(lowered: Lowered, props: dict[str, str]) -> ModelProto:
         ir_version=opset.IR_VERSION,
         opset_imports=[
             helper.make_opsetid("", opset.ONNX_OPSET),
-            helper.make_opsetid(opset.DOMAIN, opset.DOMAIN_VERSION),
+            helper.make_opsetid(opset.DOMAIN, opset.version_needed(lowered.builder.operators)),
         ],
         functions=[function_proto(name) for name in opset.OPERATORS if name in lowered.builder.operators],
         producer_name="bitbybit",

@@ -49,17 +49,20 @@ class ArtifactMetadata:
     classes: tuple[str, ...] = field(default=())
 
 
-def metadata_props(metadata: ArtifactMetadata, options: CompileOptions, layers: list[dict[str, Any]]) -> dict[str, str]:
+def metadata_props(
+    metadata: ArtifactMetadata, options: CompileOptions, layers: list[dict[str, Any]], version: int
+) -> dict[str, str]:
     """Every key of docs/artifact.md, as text.
 
     Args:
         metadata: from the caller; its ``hash_config`` is known by now.
         options: how the network was compiled.
         layers: one object for each hashed layer, in graph order.
+        version: of the format: what the file's operators need.
     """
     normalization = {"mean": [float(v) for v in metadata.mean], "std": [float(v) for v in metadata.std]}
     return {
-        opset.META_FORMAT_VERSION: str(opset.FORMAT_VERSION),
+        opset.META_FORMAT_VERSION: str(version),
         opset.META_MODEL: metadata.model,
         opset.META_CHECKPOINT_SHA256: metadata.checkpoint_sha256,
         opset.META_HASH_CONFIG: _json(dict(metadata.hash_config or {})),

@@ -62,9 +62,10 @@ def load_model(source: str | os.PathLike[str] | bytes) -> Model:
 def _load(data: bytes) -> Model:
     proto = _parse(data)
     _check_text(proto)
-    _check_versions(proto)
+    version = _check_versions(proto)
     metadata = parse_metadata({entry.key: entry.value for entry in proto.metadata_props})
     graph = proto.graph
+    _check_operators(proto, version, metadata.format_version)
     _check_functions(proto)
     initializers = _initializers(graph)
     inputs = tuple(_node_arg(value) for value in graph.input if value.name not in initializers)
@@ -115,7 +116,8 @@ def _check_text(proto: ModelProto) -> None:
             )
 
 
-def _check_versions(proto: ModelProto) -> None:
+def _check_versions(proto: ModelProto) -> int:
+    """Refuses versions that this reader does not know; the version of the domain."""
     if proto.ir_version > opset.IR_VERSION:
         raise ArtifactVersionError(
             f"artifact: expected IR version {opset.IR_VERSION}, got {proto.ir_version}; install a newer runtime"
@@ -123,15 +125,33 @@ def _check_versions(proto: ModelProto) -> None:
     versions = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in proto.opset_import}
     for domain, known in (("", opset.ONNX_OPSET), (opset.DOMAIN, opset.DOMAIN_VERSION)):
         shown = domain or "ai.onnx"
+        oldest = 1 if domain else known
         if domain not in versions:
             raise ArtifactError(f"artifact: expected an import of domain {shown}, got none; compile the network again")
         if versions[domain] > known:
             raise ArtifactVersionError(
                 f"artifact: expected domain {shown} version {known}, got {versions[domain]}; install a newer runtime"
             )
-        if versions[domain] != known:
+        if versions[domain] < oldest:
             raise ArtifactError(
-                f"artifact: expected domain {shown} version {known}, got {versions[domain]}; compile the network again"
+                f"artifact: expected domain {shown} version {oldest}, got {versions[domain]}; compile the network again"
+            )
+    return versions[opset.DOMAIN]
+
+
+def _check_operators(proto: ModelProto, version: int, format_version: int) -> None:
+    """The format's version is the domain's, and knows every operator of the domain."""
+    if format_version != version:
+        raise ArtifactError(
+            f"artifact: expected format version {version} as that of domain {opset.DOMAIN}, got {format_version}; "
+            "compile the network again"
+        )
+    for node in proto.graph.node:
+        since = opset.SINCE_VERSION.get(node.op_type, 1) if node.domain == opset.DOMAIN else 1
+        if since > version:
+            raise ArtifactError(
+                f"node {node.name!r} ({node.op_type}): expected domain {opset.DOMAIN} version {since}, got {version}; "
+                "compile again"
             )
 
 

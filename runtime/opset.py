@@ -3,16 +3,39 @@
 The normative description is docs/operators.md and docs/artifact.md.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 DOMAIN = "io.bitbybit"
-DOMAIN_VERSION = 1
-FORMAT_VERSION = 1
+DOMAIN_VERSION = 2  # the newest that a reader knows; a writer imports the lowest that its operators need
+FORMAT_VERSION = 2  # alike; a file's two versions are equal
 ONNX_OPSET = 20
 IR_VERSION = 10
 
 LSH_ENCODE = "LshEncode"
 LSH_CONV = "LshConv"
 LSH_CONV_ADD = "LshConvAdd"
-OPERATORS = (LSH_ENCODE, LSH_CONV, LSH_CONV_ADD)
+LSH_ENCODE_INTEGER = "LshEncodeInteger"
+LSH_CONV_INTEGER = "LshConvInteger"
+LSH_CONV_ADD_INTEGER = "LshConvAddInteger"
+SINCE_VERSION = {  # operator to the version of the domain that brought it
+    LSH_ENCODE: 1,
+    LSH_CONV: 1,
+    LSH_CONV_ADD: 1,
+    LSH_ENCODE_INTEGER: 2,
+    LSH_CONV_INTEGER: 2,
+    LSH_CONV_ADD_INTEGER: 2,
+}
+OPERATORS = tuple(SINCE_VERSION)
+ENCODE_OPERATORS = (LSH_ENCODE, LSH_ENCODE_INTEGER)
+INTEGER_OPERATORS = (LSH_ENCODE_INTEGER, LSH_CONV_INTEGER, LSH_CONV_ADD_INTEGER)
+
+EXACT_LIMIT = 2**24  # whole numbers below it are exact in float32, whatever the order of a sum
+INTEGER_RANGES = ((0, 255), (-128, 127))  # (low, high) of quantised activations
+INTEGER_LEVELS = 255  # greatest norm; also greatest magnitude of a quantised activation and of a centre
+PROJECTION_LEVELS = 127  # greatest magnitude of an integer projection
+EXPONENT_LIMIT = 31  # greatest magnitude of the power of two that quantises activations
 
 FLOAT_MAX = 3.4028234663852886e38  # largest finite float32: a clip bound that never acts
 
@@ -36,3 +59,8 @@ METADATA_KEYS = (
     META_VERSIONS,
     META_LAYERS,
 )
+
+
+def version_needed(operators: Iterable[str]) -> int:
+    """The lowest version of domain and format that knows the operators; 1 where there are none."""
+    return max((SINCE_VERSION[name] for name in operators), default=1)

@@ -1,12 +1,13 @@
 """Ground truth of the custom operators: naive NumPy, as docs/operators.md says it.
 
-Sums run in float64 and are rounded once, as the page demands. Only
-the packing comes from elsewhere (``runtime.bitpack``).
+Sums run in float64 and are rounded once, as the page demands. Only the packing comes
+from elsewhere (``runtime.bitpack``). The operators of version 2 are in ``runtime.reference_integer``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from runtime.bitpack import pack, popcount
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
+Number = TypeVar("Number", bound=np.number)
 
 
 def output_extent(extent: int, kernel: int, stride: int, dilation: int, padding: int) -> int:
@@ -33,22 +35,24 @@ def output_extent(extent: int, kernel: int, stride: int, dilation: int, padding:
     return (extent + padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def windows(image: Floats, kernel_shape: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Floats:
+def windows(
+    image: NDArray[Number], kernel_shape: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> NDArray[Number]:
     """Windows of an image that is already padded.
 
     Args:
-        image: float32[n, c, h, w].
+        image: [n, c, h, w] of any dtype.
         kernel_shape: (kh, kw).
         strides: (y, x), in pixels.
         dilations: (y, x), in pixels.
 
     Returns:
-        float32[n, oh, ow, f], features in the order (c, ky, kx).
+        [n, oh, ow, f] of the same dtype, features in the order (c, ky, kx).
     """
     n, c, h, w = image.shape
     (kh, kw), (sy, sx), (dy, dx) = kernel_shape, strides, dilations
     oh, ow = output_extent(h, kh, sy, dy, 0), output_extent(w, kw, sx, dx, 0)
-    found = np.empty((n, oh, ow, c, kh, kw), np.float32)
+    found = np.empty((n, oh, ow, c, kh, kw), image.dtype)
     for ky in range(kh):
         for kx in range(kw):
             y, x = ky * dy, kx * dx

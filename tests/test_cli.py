@@ -101,14 +101,14 @@ def unknown_operator(artifact):
 
 def newer_format(artifact):
     def change(proto):
-        next(entry for entry in proto.metadata_props if entry.key == opset.META_FORMAT_VERSION).value = "2"
+        next(entry for entry in proto.metadata_props if entry.key == opset.META_FORMAT_VERSION).value = "3"
 
     rewrite(artifact, change)
 
 
 def newer_domain(artifact):
     def change(proto):
-        next(entry for entry in proto.opset_import if entry.domain == opset.DOMAIN).version = 2
+        next(entry for entry in proto.opset_import if entry.domain == opset.DOMAIN).version = 3
 
     rewrite(artifact, change)
 
@@ -130,8 +130,8 @@ def shapes_that_do_not_fit(artifact):
         (replace_by_text, ("expected an ONNX model, got", "copied whole")),
         (wrong_codes, ("conv2", "expected weight_codes of 3 bytes")),
         (unknown_operator, ("expected", "got LshPool")),
-        (newer_format, ("expected at most 1, got 2", "install a newer runtime")),
-        (newer_domain, ("expected domain io.bitbybit version 1, got 2", "install a newer runtime")),
+        (newer_format, ("expected at most 2, got 3", "install a newer runtime")),
+        (newer_domain, ("expected domain io.bitbybit version 2, got 3", "install a newer runtime")),
     ],
 )
 def test_every_command_refuses_a_bad_artifact_by_its_path(cli, tiny_folder, tmp_path, spoil, parts):

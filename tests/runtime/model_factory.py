@@ -14,7 +14,7 @@ from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, nump
 from runtime import opset
 from runtime.bitpack import pack
 
-IMPORTS = [helper.make_opsetid("", opset.ONNX_OPSET), helper.make_opsetid(opset.DOMAIN, opset.DOMAIN_VERSION)]
+IMPORTS = [helper.make_opsetid("", opset.ONNX_OPSET), helper.make_opsetid(opset.DOMAIN, 1)]
 
 
 def metadata(**changes: str) -> dict[str, str]:
