@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from bitbybit.engine import Fold, code_dtype, correlate, encode, encode_windows
 from bitbybit.errors import ConfigError
 from bitbybit.kernel import HashKernel, kernel_factory
+from bitbybit.layer_geometry import output_size, pads_of, pair
 from bitbybit.spec import PATCH, PIXEL, HashSpec, Part, make_spec
 
 
@@ -181,10 +182,10 @@ class HashConv2d(_HashLayer):
         if module.padding_mode != "zeros":
             raise ConfigError(f"padding_mode: only 'zeros' can be hashed, got {module.padding_mode!r}")
         self.in_channels, self.out_channels = module.in_channels, module.out_channels
-        self.kernel_size = _pair(module.kernel_size)
-        self.stride, self.dilation = _pair(module.stride), _pair(module.dilation)
+        self.kernel_size = pair(module.kernel_size)
+        self.stride, self.dilation = pair(module.stride), pair(module.dilation)
         self.padding = module.padding
-        self.pads = _pads(module)  # left, right, top, bottom, as F.pad takes them
+        self.pads = pads_of(module)  # left, right, top, bottom, as F.pad takes them
         taps = math.prod(self.kernel_size)
         channels = module.in_channels // module.groups
         self.pixel = spec.tiling == PIXEL
@@ -222,11 +223,7 @@ class HashConv2d(_HashLayer):
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the result for an image of ``height`` x ``width``."""
-        left, right, top, bottom = self.pads
-        (kh, kw), (sy, sx), (dy, dx) = self.kernel_size, self.stride, self.dilation
-        return (height + top + bottom - dy * (kh - 1) - 1) // sy + 1, (
-            width + left + right - dx * (kw - 1) - 1
-        ) // sx + 1
+        return output_size((height, width), self.pads, self.kernel_size, self.stride, self.dilation)
 
     def padded(self, x: Tensor) -> Tensor:
         """What is hashed: zero-padded, then centred, so that a pad pixel is ``-centre``."""
@@ -354,21 +351,6 @@ def _phase(offset: int, stride: int, pad: int) -> tuple[int, int]:
     """First unpadded pixel on the strided grid that a tap reads, and the output it belongs to."""
     first = (offset - pad) % stride
     return first, (first + pad - offset) // stride
-
-
-def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-def _pads(module: nn.Conv2d) -> tuple[int, int, int, int]:
-    if module.padding == "valid":
-        return (0, 0, 0, 0)
-    if module.padding == "same":
-        total = [d * (k - 1) for d, k in zip(_pair(module.dilation), _pair(module.kernel_size), strict=True)]
-        (top, left) = (t // 2 for t in total)
-        return (left, total[1] - left, top, total[0] - top)
-    y, x = _pair(module.padding)  # type: ignore[arg-type]
-    return (x, x, y, y)
 
 
 __all__ = ["PATCH", "PIXEL", "HashConv2d", "HashLinear", "HashSpec", "Part", "make_spec"]

@@ -10,11 +10,20 @@ from torch import nn
 
 from bitbybit.errors import ConfigError
 from bitbybit.kernel import KERNELS
+from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
 from bitbybit.nn import HashConv2d, HashLinear, HashSpec
+from bitbybit.spec import FLOAT, INTEGER
 
 COMMON = "common_params"
 HASHABLE = (nn.Linear, nn.Conv2d)
-HASHED = (HashLinear, HashConv2d)
+LAYER_TYPES: dict[tuple[str, bool], type[nn.Module]] = {
+    (FLOAT, True): HashLinear,
+    (FLOAT, False): HashConv2d,
+    (INTEGER, True): IntegerHashLinear,
+    (INTEGER, False): IntegerHashConv2d,
+}
+HASHED = (HashLinear, HashConv2d, IntegerHashLinear, IntegerHashConv2d)
+HashLayer = HashLinear | HashConv2d | IntegerHashLinear | IntegerHashConv2d
 
 LayerConfig = dict[str, Any]
 HashConfig = dict[str, LayerConfig]
@@ -44,7 +53,7 @@ def patch_model(model: nn.Module, config: HashConfig | None = None, *, verbose: 
     for name, spec in plan_patch(model, config).items():
         module = model.get_submodule(name)
         if id(module) not in built:
-            layer_type = HashLinear if isinstance(module, nn.Linear) else HashConv2d
+            layer_type = LAYER_TYPES[spec.arithmetic, isinstance(module, nn.Linear)]
             try:
                 built[id(module)] = layer_type(module, spec)  # type: ignore[arg-type]
             except ConfigError as e:
@@ -111,7 +120,7 @@ def _read_spec(name: str, settings: LayerConfig) -> HashSpec | None:
         raise ConfigError(f"layer {name!r}: {e}") from e
 
 
-def hash_layers(model: nn.Module) -> dict[str, HashLinear | HashConv2d]:
+def hash_layers(model: nn.Module) -> dict[str, HashLayer]:
     """The hash layers of a network by module path."""
     return {name: m for name, m in model.named_modules() if isinstance(m, HASHED)}
 
@@ -128,7 +137,7 @@ def patch_report(model: nn.Module) -> str:
     lines = [f"{'layer':<24} {'type':<10} {'tiling':<6} {'bits':>5} {'tiles':>6} {'kernel':<18} centred"]
     for name, layer in hash_layers(model).items():
         spec = layer.spec
-        tiles = f"{len(layer.hash_kernels)}x{len(layer.parts)}"
+        tiles = f"{len(layer.hash_kernels)}x{len(layer.hash_kernels[0])}"  # type: ignore[arg-type]
         lines.append(
             f"{name:<24} {type(layer).__name__:<10} {spec.tiling:<6} {spec.hash_length:>5} {tiles:>6} "
             f"{spec.hash_kernel_type:<18} {'yes' if spec.centring else 'no'}"

@@ -9,6 +9,9 @@ from bitbybit.errors import ConfigError
 PATCH = "patch"
 PIXEL = "pixel"
 TILINGS = (PATCH, PIXEL)
+FLOAT = "float"
+INTEGER = "integer"
+ARITHMETICS = (FLOAT, INTEGER)
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,9 @@ class HashSpec:
         tiling: ``"patch"`` or ``"pixel"``; a linear layer is the same under both.
         centring: hash ``x - centre``; the exact rest goes to the bias.
         orthogonal: draw projections in orthogonal blocks.
+        arithmetic: ``"float"``: angles estimated by a cosine, weights hashed by the inputs' projection;
+            ``"integer"``: quantised inputs, weights with codes of their own, an estimate linear in the distance
+            (``bitbybit.integer``).
     """
 
     hash_kernel_type: str = "random_projection"
@@ -32,6 +38,7 @@ class HashSpec:
     tiling: str = PATCH
     centring: bool = False
     orthogonal: bool = False
+    arithmetic: str = FLOAT
 
     def __post_init__(self) -> None:
         for name in ("hash_length", "input_tile_size", "output_tile_size"):
@@ -43,6 +50,8 @@ class HashSpec:
                 raise ConfigError(f"{name}: expected a whole number of at least 1, got {value!r}")
         if self.tiling not in TILINGS:
             raise ConfigError(f"tiling: expected one of {', '.join(TILINGS)}, got {self.tiling!r}")
+        if self.arithmetic not in ARITHMETICS:
+            raise ConfigError(f"arithmetic: expected one of {', '.join(ARITHMETICS)}, got {self.arithmetic!r}")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,496 @@
+"""Hash layers of whole numbers: quantised inputs, sign features, free weight codes.
+
+A float hash layer estimates an angle, and both its codes come from the same projection.  Here the input's
+code is a vector of sign features, the weights' codes are bits of their own, and the estimate is linear in the
+distance ``d`` of two codes::
+
+    q = clamp(round(x 2^e))     v = q - centre     h_x = sign(P v)     n = round(norm_scale |v|)
+    acc = sum over tiles and taps of n (k - 2 d)   y = acc * scale + bias
+
+Everything up to ``acc`` is whole and below 2^24, so any order of summation in float32 gives the same bits; only
+``y`` is rounded.  Training computes the same numbers; gradients pass the signs and roundings straight through.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional as F
+
+from bitbybit.errors import ConfigError
+from bitbybit.kernel import HashKernel, kernel_factory
+from bitbybit.layer_geometry import output_size, pair, pads_of
+from bitbybit.spec import PIXEL, HashSpec
+
+UNSIGNED, SIGNED = (0, 255), (-128, 127)
+NORM_LIMIT = 255  # a norm is one byte
+PROJECTION_LIMIT = 127  # an entry of P is one signed byte
+SQUARE_LIMIT = 255**2  # of a centred value
+EXACT_LIMIT = 1 << 24  # float32 holds every whole number up to here
+TILE_LIMIT = (EXACT_LIMIT - 1) // (NORM_LIMIT * PROJECTION_LIMIT)  # features in a tile
+# For z ~ N(0, 1) the best straight line through sign(z) has this slope.
+SIGN_SLOPE = math.sqrt(2 / math.pi)
+
+
+class Disturbance(Protocol):
+    """What an analog array does to projections; see ``bitbybit.noise``."""
+
+    def projection(self, layer: nn.Module, projection: Tensor) -> Tensor:
+        """The projection as the array holds it: float32[t, k, d] from float32[t, k, d]."""
+        ...
+
+    def offset(self, layer: nn.Module, z: Tensor, tiles: int) -> Tensor:
+        """What is added to the projections ``z``: float[n, t * k, h, w], or broadcast to it."""
+        ...
+
+
+class _SignLatent(Function):
+    """``sign`` of latent values with ``sign(0) = +1``; the gradient passes where ``|value| <= 1``."""
+
+    @staticmethod
+    def forward(ctx, latent: Tensor) -> Tensor:
+        ctx.save_for_backward(latent)
+        return torch.where(latent >= 0, 1.0, -1.0).to(latent.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (latent,) = ctx.saved_tensors
+        return grad * (latent.abs() <= 1)
+
+
+class _Round(Function):
+    """Rounds half to even and clamps; the gradient passes within the limits."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, low: int, high: int) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.limits = low - 0.5, high + 0.5
+        return x.round().clamp_(low, high)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        low, high = ctx.limits
+        return grad.masked_fill((x < low) | (x > high), 0), None, None
+
+
+class _SignFeatures(Function):
+    """``n sign(P v)``, with the gradient of the straight line ``slope P v`` through it.
+
+    The slope is that of the best line for Gaussian projections, so that the gradient is unbiased in the mean.
+    """
+
+    @staticmethod
+    def forward(ctx, v: Tensor, projection: Tensor, norms: Tensor, slope: float, geometry: tuple, offset) -> Tensor:
+        stride, dilation = geometry
+        z = F.conv2d(v, projection, stride=stride, dilation=dilation)
+        if offset is not None:
+            z = z + offset
+        ctx.save_for_backward(v, projection)
+        ctx.slope, ctx.geometry = slope, geometry
+        wide = norms.repeat_interleave(projection.shape[0] // norms.shape[1], 1) if norms.shape[1] > 1 else norms
+        return torch.where(z >= 0, wide, -wide)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple:
+        v, projection = ctx.saved_tensors
+        stride, dilation = ctx.geometry
+        grad_v, grad_p, _ = torch.ops.aten.convolution_backward(
+            grad, v, projection, None, list(stride), [0, 0], list(dilation), False, [0, 0], 1,
+            [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False],
+        )  # fmt: skip
+        grad_v = None if grad_v is None else grad_v.mul_(ctx.slope)
+        return grad_v, None if grad_p is None else grad_p.mul_(ctx.slope), None, None, None, None
+
+
+class _IntegerHashLayer(nn.Module):
+    """What both layers share.
+
+    Attributes:
+        spec: how it is hashed.
+        features: of one vector, before it is cut in tiles.
+        tile_size: features in a tile; the last may be smaller.
+        tiles: number of tiles.
+        code_weight: float32[o, tiles * k, kh, kw], latent; a weight's bit is 1 where it is ``>= 0``.
+        scale: float32[o].
+        bias: float32[o].
+        centre: float32[c], subtracted from the input, in its units.
+        input_exponent: int64[]; the input is rounded to multiples of ``2 ** -input_exponent``.
+        input_signed: bool[]; whether inputs are -128..127 of these, or 0..255.
+        norm_scale: float32[], of the norm of a quantised vector.
+        noise: the disturbance that an analog array adds, or None.
+    """
+
+    centre: Tensor
+    input_exponent: Tensor
+    input_signed: Tensor
+    norm_scale: Tensor
+
+    def _build(self, spec: HashSpec, channels: int, outputs: int, taps: int, kernel: tuple[int, int]) -> None:
+        self.spec = spec
+        tile = min(spec.input_tile_size or self.features, self.features)
+        if tile > TILE_LIMIT:
+            raise ConfigError(
+                f"input_tile_size: expected at most {TILE_LIMIT} features with integer arithmetic, got {tile}; "
+                "choose smaller tiles"
+            )
+        self.tile_size, self.tiles = tile, math.ceil(self.features / tile)
+        if NORM_LIMIT * spec.hash_length * self.tiles * math.prod(kernel) >= EXACT_LIMIT:
+            raise ConfigError(
+                f"hash_length {spec.hash_length} over {self.tiles} tiles and {math.prod(kernel)} taps: sums may pass "
+                f"2**24, where they are no longer exact; choose larger tiles or fewer bits"
+            )
+        self.hash_kernels = nn.ModuleList(
+            nn.ModuleList(
+                [
+                    kernel_factory(
+                        spec.hash_kernel_type,
+                        min(tile, self.features - start),
+                        outputs,
+                        spec.hash_length,
+                        orthogonal=spec.orthogonal,
+                        taps=taps,
+                    )
+                ]
+            )
+            for start in range(0, self.features, tile)
+        )
+        self.code_weight = nn.Parameter(torch.zeros(outputs, self.tiles * spec.hash_length, *kernel))
+        self.scale = nn.Parameter(torch.ones(outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.register_buffer("centre", torch.zeros(channels))
+        self.register_buffer("input_exponent", torch.tensor(4))
+        self.register_buffer("input_signed", torch.tensor(True))
+        self.register_buffer("norm_scale", torch.tensor(1.0))
+        self.noise: Disturbance | None = None
+
+    def kernels(self) -> Iterator[HashKernel]:
+        """Every kernel, input tile by input tile."""
+        for row in self.hash_kernels:
+            yield from row  # type: ignore[misc]
+
+    def input_range(self) -> tuple[int, int]:
+        """Least and greatest quantised input."""
+        return SIGNED if bool(self.input_signed) else UNSIGNED
+
+    def hash_config(self) -> dict[str, object]:
+        """The layer's entry in a configuration for ``patch_model``."""
+        return dict(vars(self.spec))
+
+    def tile_projections(self) -> list[Tensor]:
+        """Whole numbers within +-127 for each tile: float32[k, d], each row scaled to its largest entry.
+
+        The gradient passes the rounding and goes to the kernels' projections.
+        """
+        found = []
+        for kernel in self.kernels():
+            p = kernel.projection_matrix
+            peak = p.detach().abs().amax(1, keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
+            found.append(_Round.apply(p * (PROJECTION_LIMIT / peak), -PROJECTION_LIMIT, PROJECTION_LIMIT))
+        return found
+
+    @torch.no_grad()
+    def integer_projection(self) -> Tensor:
+        """P: int8[k, features], tiles side by side."""
+        return torch.cat(self.tile_projections(), 1).to(torch.int8)
+
+    @torch.no_grad()
+    def integer_centre(self) -> Tensor:
+        """The centre in quantised units: int16[c]."""
+        low, high = self.input_range()
+        units = torch.ldexp(self.centre.double(), self.input_exponent).round()
+        return units.clamp(low, high).to(torch.int16)
+
+    @torch.no_grad()
+    def weight_bits(self) -> Tensor:
+        """The weights' codes: bool[o, kh, kw, t, k]."""
+        o, _, kh, kw = self.code_weight.shape
+        return (self.code_weight >= 0).view(o, self.tiles, -1, kh, kw).permute(0, 3, 4, 1, 2)
+
+    def quantise(self, x: Tensor) -> Tensor:
+        """``clamp(round(x 2^e))``: whole numbers as float32, in the shape of x."""
+        return _Round.apply(torch.ldexp(x, self.input_exponent), *self.input_range())
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.code_weight.shape)}, tiles={self.tiles}, {self.spec}"
+
+    # The image that is hashed, and how P becomes a convolution of it, differ between tilings.
+
+    def _vectors(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _encode_geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """kernel, stride and dilation with which windows are hashed."""
+        raise NotImplementedError
+
+    def _dot_geometry(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """stride and dilation of the correlation."""
+        raise NotImplementedError
+
+    def _groups(self) -> list[tuple[slice, Tensor, Tensor]]:
+        """For convolutions that share their channels: channels, projection [t * k, c, kh, kw], mask [t, c, kh, kw].
+
+        Tiles of pixels are one block-diagonal convolution; tiles of windows one convolution each, of the
+        channels that they touch.
+        """
+        kernel, _, _ = self._encode_geometry()
+        taps = math.prod(kernel)
+        projections = self.tile_projections()
+        if self.noise is not None:
+            projections = [self.noise.projection(self, p) for p in projections]
+        starts = [i * self.tile_size for i in range(self.tiles)]
+        ends = [start + p.shape[1] for start, p in zip(starts, projections, strict=True)]
+        if taps == 1:
+            rows = [F.pad(p, (a, self.features - b)) for p, a, b in zip(projections, starts, ends, strict=True)]
+            marks = [
+                F.pad(p.new_ones(1, b - a), (a, self.features - b))
+                for p, a, b in zip(projections, starts, ends, strict=True)
+            ]
+            shape = (-1, self.features, 1, 1)
+            return [(slice(0, self.features), torch.cat(rows).view(shape), torch.cat(marks).view(shape))]
+        found = []
+        for p, a, b in zip(projections, starts, ends, strict=True):
+            low, high = a // taps, math.ceil(b / taps)
+            around = (a - low * taps, high * taps - b)
+            shape = (-1, high - low, *kernel)
+            found.append(
+                (slice(low, high), F.pad(p, around).view(shape), F.pad(p.new_ones(1, b - a), around).view(shape))
+            )
+        return found
+
+    def _norms(self, v: Tensor, mask: Tensor) -> Tensor:
+        """Norms as whole numbers 0..255, without a gradient: float32[n, t, oh, ow]."""
+        _, stride, dilation = self._encode_geometry()
+        squares = v.detach().float().square()
+        if self.tile_size * SQUARE_LIMIT >= EXACT_LIMIT and not self.training:
+            squares = squares.double()
+        energy = F.conv2d(squares, mask.to(squares.dtype), stride=stride, dilation=dilation)
+        return torch.floor(energy.double().sqrt_() * self.norm_scale.double() + 0.5).clamp_(max=NORM_LIMIT).float()
+
+    def sign_features(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """``n sign(P v)`` of every hashed position, float[n, t * k, oh, ow].
+
+        Args:
+            x: float32[n, c, h, w].
+            dtype: of the features; bfloat16 holds them exactly. That of x when None.
+        """
+        v = self._vectors(x)
+        dtype = dtype or v.dtype
+        _, stride, dilation = self._encode_geometry()
+        features = []
+        for index, (channels, projection, mask) in enumerate(self._groups()):
+            part = v[:, channels] if channels != slice(0, v.shape[1]) else v
+            norms = self._norms(part, mask)
+            offset = None
+            if self.noise is not None:
+                z = F.conv2d(part.detach(), projection.detach(), stride=stride, dilation=dilation)
+                offset = self.noise.offset(self, z, index)
+            lengths = projection.detach().flatten(1).norm(dim=1).mean()
+            width = int(mask.sum() / mask.shape[0])
+            slope = SIGN_SLOPE * math.sqrt(width) * float(self.norm_scale) / max(float(lengths), 1e-12)
+            features.append(
+                _SignFeatures.apply(
+                    part.to(dtype), projection.to(dtype), norms.to(dtype), slope, (stride, dilation), offset
+                )
+            )
+        return features[0] if len(features) == 1 else torch.cat(features, 1)
+
+    def _answer(self, x: Tensor) -> Tensor:
+        """Estimates of images float32[n, c, h, w]: float32[n, o, oh, ow]."""
+        stride, dilation = self._dot_geometry()
+        if torch.is_grad_enabled() and self.training:
+            dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+            with torch.autocast(x.device.type, enabled=False):
+                features = self.sign_features(x.float(), dtype)
+                weight = _SignLatent.apply(self.code_weight) * self.scale.view(-1, 1, 1, 1)
+                return F.conv2d(features, weight.to(dtype), self.bias.to(dtype), stride=stride, dilation=dilation)
+        with torch.autocast(x.device.type, enabled=False):
+            acc = self._correlate(self.sign_features(x.float()))
+            return acc * self.scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+
+    def _correlate(self, features: Tensor) -> Tensor:
+        stride, dilation = self._dot_geometry()
+        return F.conv2d(features, torch.where(self.code_weight >= 0, 1.0, -1.0), stride=stride, dilation=dilation)
+
+    @torch.no_grad()
+    def encode_integer(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and norms of an input, exact.
+
+        Args:
+            x: float32[n, c, h, w]; for a linear layer float32[..., features].
+
+        Returns:
+            bits bool[n, oh, ow, t, k] and norms uint8[n, oh, ow, t], over the padded grid of pixels or over the windows.
+        """
+        v = self._vectors(self._as_image(x))
+        _, stride, dilation = self._encode_geometry()
+        bits, norms = [], []
+        for channels, projection, mask in self._groups():
+            part = v[:, channels]
+            bits.append(F.conv2d(part, projection, stride=stride, dilation=dilation) >= 0)
+            norms.append(self._norms(part, mask))
+        codes = torch.cat(bits, 1).unflatten(1, (self.tiles, -1)).permute(0, 3, 4, 1, 2)
+        return codes, torch.cat(norms, 1).permute(0, 2, 3, 1).to(torch.uint8)
+
+    @torch.no_grad()
+    def accumulate(self, bits: Tensor, norms: Tensor) -> Tensor:
+        """``sum of n (k - 2 d)``, exact.
+
+        Args:
+            bits, norms: as ``encode_integer`` gives them.
+
+        Returns:
+            float32[n, o, oh, ow] of whole numbers.
+        """
+        signed = norms.float().unsqueeze(-1) * torch.where(bits, 1.0, -1.0)
+        return self._correlate(signed.flatten(3).permute(0, 3, 1, 2).contiguous())
+
+    def _as_image(self, x: Tensor) -> Tensor:
+        return x
+
+
+class IntegerHashConv2d(_IntegerHashLayer):
+    """A convolution in integer arithmetic; see the module's text.
+
+    Patch tiling hashes the flattened window (c, ky, kx); pixel tiling hashes each pixel's channels, once for all taps.
+    """
+
+    def __init__(self, module: nn.Conv2d, spec: HashSpec) -> None:
+        super().__init__()
+        _check(spec, module.groups)
+        if module.padding_mode != "zeros":
+            raise ConfigError(f"padding_mode: only 'zeros' can be hashed, got {module.padding_mode!r}")
+        self.in_channels, self.out_channels = module.in_channels, module.out_channels
+        self.kernel_size = pair(module.kernel_size)
+        self.stride, self.dilation = pair(module.stride), pair(module.dilation)
+        self.padding = module.padding
+        self.pads = pads_of(module)  # left, right, top, bottom, as F.pad takes them
+        self.pixel = spec.tiling == PIXEL
+        taps = math.prod(self.kernel_size)
+        self.features = self.in_channels * (1 if self.pixel else taps)
+        kernel = self.kernel_size if self.pixel else (1, 1)
+        self._build(spec, self.in_channels, self.out_channels, taps if self.pixel else 1, kernel)
+        set_tied_codes(self, module.weight, module.bias)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the result for an image of ``height`` x ``width``."""
+        return output_size((height, width), self.pads, self.kernel_size, self.stride, self.dilation)
+
+    def _vectors(self, x: Tensor) -> Tensor:
+        q = self.quantise(x)
+        padded = F.pad(q, self.pads) if any(self.pads) else q
+        return padded - self.integer_centre().to(q.dtype).view(-1, 1, 1)
+
+    def _encode_geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        if self.pixel:
+            one = (1, 1)
+            return one, self.stride if self.kernel_size == one else one, one
+        return self.kernel_size, self.stride, self.dilation
+
+    def _dot_geometry(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        if self.pixel and self.kernel_size != (1, 1):
+            return self.stride, self.dilation
+        return (1, 1), (1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Estimates the convolution of ``x: float[n, c, h, w]``; returns float[n, o, oh, ow]."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"expected float[n, {self.in_channels}, h, w], got {list(x.shape)}")
+        return self._answer(x)
+
+    @classmethod
+    def from_torch_module(cls, module: nn.Conv2d, **options: object) -> Self:
+        """Hashes a convolution; ``options`` are fields of ``HashSpec``.
+
+        Raises:
+            ConfigError: a field is unknown or out of range, or the layer has groups.
+        """
+        return cls(module, HashSpec(**{"output_tile_size": None, "arithmetic": "integer", **options}))  # type: ignore[arg-type]
+
+
+class IntegerHashLinear(_IntegerHashLayer):
+    """A linear layer in integer arithmetic: features are the channels of a one-pixel image."""
+
+    def __init__(self, module: nn.Linear, spec: HashSpec) -> None:
+        super().__init__()
+        _check(spec, 1)
+        self.in_features, self.out_features = module.in_features, module.out_features
+        self.features, self.pixel = module.in_features, spec.tiling == PIXEL
+        self._build(spec, module.in_features, module.out_features, 1, (1, 1))
+        set_tied_codes(self, module.weight, module.bias)
+
+    def _as_image(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, self.in_features, 1, 1)
+
+    def _vectors(self, x: Tensor) -> Tensor:
+        return self.quantise(x) - self.integer_centre().to(x.dtype).view(-1, 1, 1)
+
+    def _encode_geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        return (1, 1), (1, 1), (1, 1)
+
+    def _dot_geometry(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        return (1, 1), (1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Estimates ``x @ weight.T + bias`` of ``x: float[..., in_features]``."""
+        return self._answer(self._as_image(x)).view(*x.shape[:-1], self.out_features)
+
+    @classmethod
+    def from_torch_module(cls, module: nn.Linear, **options: object) -> Self:
+        """Hashes a linear layer; ``options`` are fields of ``HashSpec``.
+
+        Raises:
+            ConfigError: a field is unknown or out of range.
+        """
+        return cls(module, HashSpec(**{"output_tile_size": None, "arithmetic": "integer", **options}))  # type: ignore[arg-type]
+
+
+def _check(spec: HashSpec, groups: int) -> None:
+    if groups != 1:
+        raise ConfigError(
+            f"groups: integer arithmetic expects 1, got {groups}; use arithmetic 'float' for this layer, or none"
+        )
+    if spec.output_tile_size is not None:
+        raise ConfigError(
+            f"output_tile_size: integer arithmetic shares one projection between all outputs, expected None, "
+            f"got {spec.output_tile_size}"
+        )
+
+
+@torch.no_grad()
+def set_tied_codes(layer: IntegerHashConv2d | IntegerHashLinear, weight: Tensor, bias: Tensor | None) -> None:
+    """Starts the weights' codes as ``sign(P w)``, for inputs of unit quantisation.
+
+    Good enough to start from; ``bitbybit.conversion`` fits codes, scale and bias to data.
+
+    Args:
+        layer: an integer layer; changed.
+        weight: float32[o, c, kh, kw] or float32[o, features].
+        bias: float32[o] or None.
+    """
+    o = weight.shape[0]
+    if isinstance(layer, IntegerHashConv2d) and layer.pixel:
+        columns = weight.permute(2, 3, 0, 1)  # kh, kw, o, c
+    else:
+        columns = weight.reshape(1, 1, o, -1)
+    latents, energy = [], weight.new_zeros(o)
+    for i, kernel in enumerate(layer.kernels()):
+        part = columns[..., i * layer.tile_size : i * layer.tile_size + kernel.in_features]
+        rows = kernel.projection_matrix
+        latents.append(part @ (rows / rows.norm(dim=1, keepdim=True)).T)
+        energy += part.norm(dim=-1).mean((0, 1))
+    latent = torch.cat(latents, -1)  # kh, kw, o, t * k
+    latent = latent / latent.abs().mean().clamp_min(1e-12) * LATENT_MEAN
+    layer.code_weight.copy_(latent.permute(2, 3, 0, 1))
+    # E[sign sign] is 2 / pi times the cosine for nearly orthogonal vectors.
+    norm = energy / layer.tiles * (math.pi / 2) / layer.spec.hash_length
+    layer.scale.copy_(norm / (torch.ldexp(torch.ones(()), layer.input_exponent) * layer.norm_scale))
+    layer.bias.copy_(bias if bias is not None else torch.zeros(o))
+
+
+LATENT_MEAN = 0.3  # mean size of a latent value: some hundred steps of Adam at 1e-3 from the other sign
