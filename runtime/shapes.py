@@ -100,10 +100,12 @@ def _misfit(node: Node, expected: str, got: object) -> ArtifactError:
 
 
 def _infer_lsh(node: Node, specs: dict[str, ValueSpec]) -> None:
-    if node.op_type == opset.LSH_ENCODE:
-        _infer_encode(node, specs)
+    # norms of integer operators are bytes
+    norms = np.dtype(np.uint8 if node.op_type in opset.INTEGER_OPERATORS else np.float32)
+    if node.op_type in opset.ENCODE_OPERATORS:
+        _infer_encode(node, specs, norms)
     else:
-        _infer_conv(node, specs)
+        _infer_conv(node, specs, norms)
 
 
 def _positions(node: Node, extents: tuple[int, int], kernel: tuple[int, int], pads: tuple[int, int]) -> list[int]:
@@ -118,7 +120,7 @@ def _positions(node: Node, extents: tuple[int, int], kernel: tuple[int, int], pa
     return found
 
 
-def _infer_encode(node: Node, specs: dict[str, ValueSpec]) -> None:
+def _infer_encode(node: Node, specs: dict[str, ValueSpec], norms: np.dtype[Any]) -> None:
     x, projection, centre = (specs[name] for name in node.inputs)
     if x.dtype != np.float32 or len(x.shape) != 4:
         raise _misfit(node, "X of float32 and rank 4", f"{x.dtype} and rank {len(x.shape)}")
@@ -131,20 +133,20 @@ def _infer_encode(node: Node, specs: dict[str, ValueSpec]) -> None:
     k, features = projection.shape
     tiles = -(-features // node.attributes["tile_size"])
     specs[node.outputs[0]] = _spec(node, (n, oh, ow, tiles, code_bytes(k)), np.uint8)
-    specs[node.outputs[1]] = _spec(node, (n, oh, ow, tiles), np.float32)
+    specs[node.outputs[1]] = _spec(node, (n, oh, ow, tiles), norms)
 
 
-def _infer_conv(node: Node, specs: dict[str, ValueSpec]) -> None:
+def _infer_conv(node: Node, specs: dict[str, ValueSpec], norms_type: np.dtype[Any]) -> None:
     codes, norms, weight_codes = (specs[name] for name in node.inputs[:3])
     o, kh, kw, tiles, width = weight_codes.shape
     if codes.dtype != np.uint8 or len(codes.shape) != 5 or codes.shape[3:] != (tiles, width):
         raise _misfit(node, f"codes of uint8[n, h, w, {tiles}, {width}]", f"{codes.dtype}{list(codes.shape)}")
-    if norms.dtype != np.float32 or norms.shape != codes.shape[:4]:
-        raise _misfit(node, f"norms of float32{list(codes.shape[:4])}", f"{norms.dtype}{list(norms.shape)}")
+    if norms.dtype != norms_type or norms.shape != codes.shape[:4]:
+        raise _misfit(node, f"norms of {norms_type}{list(codes.shape[:4])}", f"{norms.dtype}{list(norms.shape)}")
     oh, ow = _positions(node, codes.shape[1:3], (kh, kw), (0, 0))
     shape = (codes.shape[0], o, oh, ow)
-    if node.op_type == opset.LSH_CONV_ADD:
-        residual = specs[node.inputs[7]]
+    if node.op_type in (opset.LSH_CONV_ADD, opset.LSH_CONV_ADD_INTEGER):
+        residual = specs[node.inputs[-1]]
         if residual.dtype != np.float32 or residual.shape != shape:
             raise _misfit(node, f"residual of float32{list(shape)}", f"{residual.dtype}{list(residual.shape)}")
     specs[node.outputs[0]] = _spec(node, shape, np.float32)

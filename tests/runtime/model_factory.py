@@ -14,7 +14,7 @@ from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, nump
 from runtime import opset
 from runtime.bitpack import pack
 
-IMPORTS = [helper.make_opsetid("", opset.ONNX_OPSET), helper.make_opsetid(opset.DOMAIN, 1)]
+STANDARD = helper.make_opsetid("", opset.ONNX_OPSET)
 
 
 def metadata(**changes: str) -> dict[str, str]:
@@ -58,6 +58,9 @@ def functions() -> list[FunctionProto]:
         opset.LSH_CONV: (["codes", "norms", "weight_codes", "weight_norms", "table", "scale", "bias"], ["Y"]),
     }
     bodies[opset.LSH_CONV_ADD] = (bodies[opset.LSH_CONV][0] + ["residual"], ["Y"])
+    bodies[opset.LSH_ENCODE_INTEGER] = bodies[opset.LSH_ENCODE]
+    bodies[opset.LSH_CONV_INTEGER] = (["codes", "norms", "weight_codes", "scale", "bias"], ["Y"])
+    bodies[opset.LSH_CONV_ADD_INTEGER] = (bodies[opset.LSH_CONV_INTEGER][0] + ["residual"], ["Y"])
     return [
         helper.make_function(
             opset.DOMAIN,
@@ -65,7 +68,7 @@ def functions() -> list[FunctionProto]:
             inputs,
             outputs,
             [helper.make_node("Identity", [inputs[0]], [output]) for output in outputs],
-            IMPORTS[:1],
+            [STANDARD],
         )
         for name, (inputs, outputs) in bodies.items()
     ]
@@ -86,8 +89,10 @@ def make_artifact(
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "classes"]) for name in outputs],
         [numpy_helper.from_array(np.asarray(array), name) for name, array in initializers.items()],
     )
-    model = helper.make_model(graph, opset_imports=IMPORTS, ir_version=opset.IR_VERSION, functions=functions())
-    helper.set_model_props(model, dict(metadata() if props is None else props))
+    version = opset.version_needed(node.op_type for node in nodes if node.domain == opset.DOMAIN)
+    imports = [STANDARD, helper.make_opsetid(opset.DOMAIN, version)]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=opset.IR_VERSION, functions=functions())
+    helper.set_model_props(model, dict(metadata(format_version=str(version)) if props is None else props))
     return model
 
 

@@ -7,44 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
+from breaking import node_of, refusal, replace_initializer, set_attribute
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model_factory import integer_images, make_artifact, metadata, tiny_artifact
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from runtime import ArtifactError, ArtifactVersionError, InferenceSession, opset
 from runtime.loader import load_model
-
-
-def refusal(model: ModelProto | bytes) -> str:
-    """The one-line message with which the loader refuses a file."""
-    data = model if isinstance(model, bytes) else model.SerializeToString()
-    with pytest.raises(ArtifactError) as caught:
-        load_model(data)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def node_of(model: ModelProto, op_type: str) -> NodeProto:
-    """The first node of an operator."""
-    return next(node for node in model.graph.node if node.op_type == op_type)
-
-
-def replace_initializer(model: ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> ModelProto:
-    """Changes one initializer."""
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
-    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()), name))
-    return model
-
-
-def set_attribute(node: NodeProto, name: str, value: object) -> None:
-    """Replaces one attribute, or removes it where the value is ``None``."""
-    kept = [attribute for attribute in node.attribute if attribute.name != name]
-    del node.attribute[:]
-    node.attribute.extend(kept)
-    if value is not None:
-        node.attribute.append(helper.make_attribute(name, value))
 
 
 def test_accepts_a_valid_file_by_path_and_by_bytes(tmp_path) -> None:
