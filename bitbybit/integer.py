@@ -24,8 +24,13 @@ from torch.nn import functional as F
 
 from bitbybit.errors import ConfigError
 from bitbybit.kernel import HashKernel, kernel_factory
-from bitbybit.layer_geometry import output_size, pair, pads_of
+from bitbybit.layer_geometry import output_size, pads_of, pair
 from bitbybit.spec import PIXEL, HashSpec
+
+try:
+    from bitbybit import integer_cpu
+except ImportError:  # no Numba: the same numbers from torch operators
+    integer_cpu = None  # type: ignore[assignment]
 
 UNSIGNED, SIGNED = (0, 255), (-128, 127)
 NORM_LIMIT = 255  # a norm is one byte
@@ -35,6 +40,16 @@ EXACT_LIMIT = 1 << 24  # float32 holds every whole number up to here
 TILE_LIMIT = (EXACT_LIMIT - 1) // (NORM_LIMIT * PROJECTION_LIMIT)  # features in a tile
 # For z ~ N(0, 1) the best straight line through sign(z) has this slope.
 SIGN_SLOPE = math.sqrt(2 / math.pi)
+
+
+def _is_compiled(values: Tensor) -> bool:
+    """Whether the compiled loops take a computation: bfloat16 on a CPU, and something to compute."""
+    return (
+        integer_cpu is not None
+        and values.dtype == torch.bfloat16
+        and values.device.type == "cpu"
+        and values.numel() > 0
+    )
 
 
 class Disturbance(Protocol):
@@ -93,6 +108,9 @@ class _SignFeatures(Function):
             z = z + offset
         ctx.save_for_backward(v, projection)
         ctx.slope, ctx.geometry = slope, geometry
+        if _is_compiled(z):
+            assert integer_cpu is not None
+            return integer_cpu.apply_signs(z, norms)
         wide = norms.repeat_interleave(projection.shape[0] // norms.shape[1], 1) if norms.shape[1] > 1 else norms
         return torch.where(z >= 0, wide, -wide)
 
@@ -224,6 +242,10 @@ class _IntegerHashLayer(nn.Module):
     def _vectors(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _pads(self) -> tuple[int, int, int, int]:
+        """Zeros around the image: left, right, top, bottom."""
+        return (0, 0, 0, 0)
+
     def _encode_geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
         """kernel, stride and dilation with which windows are hashed."""
         raise NotImplementedError
@@ -279,16 +301,16 @@ class _IntegerHashLayer(nn.Module):
             x: float32[n, c, h, w].
             dtype: of the features; bfloat16 holds them exactly. That of x when None.
         """
-        v = self._vectors(x)
-        dtype = dtype or v.dtype
         _, stride, dilation = self._encode_geometry()
+        dtype = dtype or x.dtype
+        v, pixel_norms = self._centred(x, dtype)
         features = []
         for index, (channels, projection, mask) in enumerate(self._groups()):
             part = v[:, channels] if channels != slice(0, v.shape[1]) else v
-            norms = self._norms(part, mask)
+            norms = self._norms(part, mask) if pixel_norms is None else pixel_norms
             offset = None
             if self.noise is not None:
-                z = F.conv2d(part.detach(), projection.detach(), stride=stride, dilation=dilation)
+                z = F.conv2d(part.detach().float(), projection.detach(), stride=stride, dilation=dilation)
                 offset = self.noise.offset(self, z, index)
             lengths = projection.detach().flatten(1).norm(dim=1).mean()
             width = int(mask.sum() / mask.shape[0])
@@ -300,13 +322,25 @@ class _IntegerHashLayer(nn.Module):
             )
         return features[0] if len(features) == 1 else torch.cat(features, 1)
 
+    def _centred(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """What is hashed, and its norms where they come with it."""
+        if dtype != torch.bfloat16 or not _is_compiled(x[:1].to(dtype)):
+            return self._vectors(x), None
+        assert integer_cpu is not None
+        one = math.prod(self._encode_geometry()[0]) == 1 and self._encode_geometry()[1] == (1, 1)
+        v, norms = integer_cpu.CentreImages.apply(
+            x, int(self.input_exponent), self.input_range(), self.integer_centre(), self._pads(),
+            self.tiles if one else 0, self.tile_size, float(self.norm_scale),
+        )  # fmt: skip
+        return v, norms if one else None
+
     def _answer(self, x: Tensor) -> Tensor:
         """Estimates of images float32[n, c, h, w]: float32[n, o, oh, ow]."""
         stride, dilation = self._dot_geometry()
         if torch.is_grad_enabled() and self.training:
             dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
             with torch.autocast(x.device.type, enabled=False):
-                features = self.sign_features(x.float(), dtype)
+                features = self.sign_features(x, dtype)
                 weight = _SignLatent.apply(self.code_weight) * self.scale.view(-1, 1, 1, 1)
                 return F.conv2d(features, weight.to(dtype), self.bias.to(dtype), stride=stride, dilation=dilation)
         with torch.autocast(x.device.type, enabled=False):
@@ -381,8 +415,11 @@ class IntegerHashConv2d(_IntegerHashLayer):
         """Rows and columns of the result for an image of ``height`` x ``width``."""
         return output_size((height, width), self.pads, self.kernel_size, self.stride, self.dilation)
 
+    def _pads(self) -> tuple[int, int, int, int]:
+        return self.pads
+
     def _vectors(self, x: Tensor) -> Tensor:
-        q = self.quantise(x)
+        q = self.quantise(x.float())
         padded = F.pad(q, self.pads) if any(self.pads) else q
         return padded - self.integer_centre().to(q.dtype).view(-1, 1, 1)
 
@@ -428,7 +465,7 @@ class IntegerHashLinear(_IntegerHashLayer):
         return x.reshape(-1, self.in_features, 1, 1)
 
     def _vectors(self, x: Tensor) -> Tensor:
-        return self.quantise(x) - self.integer_centre().to(x.dtype).view(-1, 1, 1)
+        return self.quantise(x.float()) - self.integer_centre().float().view(-1, 1, 1)
 
     def _encode_geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
         return (1, 1), (1, 1), (1, 1)

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from bitbybit.errors import ConfigError
-from bitbybit.kernel import KERNELS
 from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
+from bitbybit.kernel import KERNELS
 from bitbybit.nn import HashConv2d, HashLinear, HashSpec
 from bitbybit.spec import FLOAT, INTEGER
 

@@ -4,23 +4,49 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from bitbybit.cli.console import output, print_table, size
+from bitbybit.cli.costs import print_costs, print_energy
+from bitbybit.energy import compare_energy
+
+if TYPE_CHECKING:
+    from bitbybit.costs import NetworkCost
 
 
 def inspect(
     artifact: Path = typer.Argument(..., help="Compiled artifact (.onnx)."),
+    costs: bool = typer.Option(False, "--costs", help="Also count the work of one image and estimate its energy."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of tables."),
 ) -> None:
     """Print an artifact's layers: tiling, hash length, bytes, hashed operations."""
     summary = summarise(artifact)
+    counted = count_work(artifact) if costs else None
     if as_json:
-        typer.echo(json.dumps(summary, indent=2))
+        extra = {} if counted is None else {"costs": counted.to_dict(), "energy": compare_energy(counted)}
+        typer.echo(json.dumps(summary | extra, indent=2))
         return
     _print(summary)
+    if counted is not None:
+        print_costs(counted)
+        print_energy(counted)
+
+
+def count_work(artifact: Path) -> NetworkCost:
+    """The work of an artifact for one image.
+
+    Raises:
+        ArtifactError: the runtime refuses the file, or its shapes do not fit.
+        ConfigError: a size of its input is open.
+    """
+    from bitbybit.artifact_costs import artifact_costs
+    from runtime.loader import load_model, naming
+
+    model = load_model(artifact)
+    with naming(artifact):
+        return artifact_costs(model)
 
 
 def summarise(artifact: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from bitbybit.cli.console import output, percent, progress_bar
+from bitbybit.cli.costs import work_line
 
 
 def score(
@@ -22,9 +23,12 @@ def score(
     data_dir: str = typer.Option("data", help="Folder of the data set."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Print accuracy kept, hashed operations and the score of a hashed network."""
+    """Print accuracy kept, hashed operations, the score of a hashed network, and what an image really costs."""
+    from bitbybit.artifact import INPUT_SHAPE
     from bitbybit.checkpoint import load_checkpoint
+    from bitbybit.energy import hashed_energy
     from bitbybit.errors import ConfigError
+    from bitbybit.model_costs import model_costs
     from bitbybit.utils.score import count_operations, score_from_operations
 
     source = load_checkpoint(checkpoint, model_name=model)
@@ -37,6 +41,7 @@ def score(
         value = score_from_operations(operations, reference - reached)
     except ValueError as e:
         raise ConfigError(f"{checkpoint}: {e}") from e
+    costs = model_costs(source.model, INPUT_SHAPE)
     row = {
         "model": source.name,
         "float_accuracy": reference,
@@ -45,6 +50,10 @@ def score(
         "hdops": operations.hdops,
         "flops": operations.flops,
         "score": value,
+        "one_bit_reads": costs.total.conversions,
+        "lookups": costs.total.lookups,
+        "digital_macs": costs.total.macs,
+        "energy_pj": hashed_energy(costs).total,
     }
     if as_json:
         typer.echo(json.dumps(row, indent=2))
@@ -55,6 +64,7 @@ def score(
         highlight=False,
         soft_wrap=True,
     )
+    output.print(work_line(costs), highlight=False, soft_wrap=True)
 
 
 def _measure(source, data_dir: str) -> float:  # type: ignore[no-untyped-def]

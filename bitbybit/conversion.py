@@ -1,0 +1,347 @@
+"""Conversion without training: a float network's layers, fitted one after the other from a few hundred images.
+
+Every layer is given what the converted layers before it produce, and fitted to what the float network's layer
+answers, so that a layer makes good what those before it have lost.  For a layer in integer arithmetic this is a
+least-squares problem over bits: the answer is linear in the signs of the weights' codes,
+``y = scale sum of n h_x c + bias`` with ``c = +-1``, and coordinate descent flips one bit at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bitbybit.integer import LATENT_MEAN, NORM_LIMIT, SIGNED, UNSIGNED, IntegerHashConv2d, IntegerHashLinear
+from bitbybit.patching import HashConfig, hash_layers, patch_model
+
+IntegerLayer = IntegerHashConv2d | IntegerHashLinear
+BLOCK_FEATURES = 2304  # sign features fitted at once: their products take 21 MB
+SAMPLE_BYTES = 1 << 30  # of sampled sign features in memory
+NORM_QUANTILE = 0.999
+SWEEPS = 20  # over the bits; fewer where nothing flips any more
+RIDGE = 1e-3  # of the mean square feature, for the real-valued start
+
+OnLayer = Callable[[int, int, str, float], None]  # number, of how many, name, share of the answer's variance lost
+
+
+def convert(
+    model: nn.Module,
+    config: HashConfig,
+    images: Tensor,
+    *,
+    positions: int = 24_000,
+    seed: int = 0,
+    on_layer: OnLayer | None = None,
+) -> nn.Module:
+    """Hashes a float network and fits it to data; nothing is trained.
+
+    Args:
+        model: the float network; left as it is.
+        config: for ``patch_model``. Layers in integer arithmetic are fitted; those in float arithmetic get centres.
+        images: float32[n, c, h, w], normalised, not augmented.
+        positions: output positions that a layer is fitted to, over all images.
+        seed: of the random projections and of the choice of positions.
+        on_layer: called after each layer.
+
+    Returns:
+        The hashed network, in eval mode.
+
+    Raises:
+        ConfigError: as ``patch_model``.
+    """
+    teacher = copy.deepcopy(model).eval().requires_grad_(False)
+    student = copy.deepcopy(teacher).requires_grad_(True)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        patch_model(student, config)
+    fit_layers(student, teacher, images, positions=positions, seed=seed, on_layer=on_layer)
+    return student
+
+
+@torch.no_grad()
+def fit_layers(
+    student: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    *,
+    positions: int = 24_000,
+    seed: int = 0,
+    on_layer: OnLayer | None = None,
+) -> None:
+    """Fits every hash layer of a patched network, in the order in which data flows; see ``convert``."""
+    student.eval()
+    names = _in_order(student, images[:2])
+    for number, name in enumerate(names):
+        layer = student.get_submodule(name)
+        x = _value(student, name, images, of_input=True)
+        error = math.nan
+        if isinstance(layer, IntegerLayer):
+            y = _value(teacher, name, images, of_input=False)
+            set_quantisation(layer, x)
+            error = fit_codes(layer, x, y, positions=positions, seed=seed + number)
+        elif isinstance(layer.centre, Tensor):
+            layer.centre.copy_(x.mean(dim=(0, 2, 3)) if x.dim() == 4 else x.flatten(0, -2).mean(0))
+        if on_layer:
+            on_layer(number + 1, len(names), name, error)
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the layer that was asked for."""
+
+
+def _in_order(model: nn.Module, images: Tensor) -> list[str]:
+    """Paths of the hash layers in the order of their first call."""
+    order: list[str] = []
+    handles = [
+        layer.register_forward_pre_hook(lambda _m, _i, name=name: order.append(name))
+        for name, layer in hash_layers(model).items()
+    ]
+    try:
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(dict.fromkeys(order))
+
+
+def _value(model: nn.Module, name: str, images: Tensor, *, of_input: bool, batch: int = 128) -> Tensor:
+    """What a layer reads or answers at its first call."""
+    found: list[Tensor] = []
+
+    def keep_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.append(inputs[0].detach())
+        raise _Reached
+
+    def keep_output(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        found.append(output.detach())
+        raise _Reached
+
+    module = model.get_submodule(name)
+    handle = (
+        module.register_forward_pre_hook(keep_input) if of_input else module.register_forward_hook(keep_output)
+    )
+    try:
+        for part in images.split(batch):
+            try:
+                model(part)
+            except _Reached:
+                continue
+    finally:
+        handle.remove()
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def set_quantisation(layer: IntegerLayer, x: Tensor) -> None:
+    """Sets the input's exponent and range, the centre and the norms' scale from a layer's inputs.
+
+    Args:
+        layer: changed.
+        x: float32[n, c, h, w] or float32[..., features].
+    """
+    image = layer._as_image(x)
+    layer.input_signed.fill_(bool((image < 0).any()))
+    low, high = SIGNED if bool(layer.input_signed) else UNSIGNED
+    peak = float(image.abs().max())
+    most = math.floor(math.log2(high / peak)) if peak > 0 else 4
+    sample = image.flatten()[:: max(1, image.numel() // 1_000_000)].double()
+    errors = {}
+    for exponent in range(most, most + 4):  # a finer grid clips more
+        grid = torch.ldexp(torch.ldexp(sample, torch.tensor(exponent)).round().clamp(low, high), torch.tensor(-exponent))
+        errors[exponent] = float((grid - sample).square().mean())
+    layer.input_exponent.fill_(min(errors, key=lambda e: errors[e]))
+    if layer.spec.centring:
+        layer.centre.copy_(image.mean((0, 2, 3)))
+    layer.norm_scale.fill_(1.0)
+    v = layer._vectors(image[:256])
+    _, stride, dilation = layer._encode_geometry()
+    lengths = [
+        F.conv2d(v[:, channels].square(), mask, stride=stride, dilation=dilation).sqrt().flatten()
+        for channels, _, mask in layer._groups()
+    ]
+    joined = torch.cat(lengths)
+    joined = joined[:: max(1, joined.numel() // 1_000_000)]
+    layer.norm_scale.fill_(NORM_LIMIT / max(float(torch.quantile(joined, NORM_QUANTILE)), 1e-6))
+
+
+@torch.no_grad()
+def fit_codes(
+    layer: IntegerLayer, x: Tensor, y: Tensor, *, positions: int = 24_000, seed: int = 0, sweeps: int = SWEEPS
+) -> float:
+    """Finds the weights' codes, scale and bias with which a layer's answers are nearest to ``y``.
+
+    Args:
+        layer: quantisation set; its codes, scale and bias are replaced.
+        x: float32[n, c, h, w] or float32[..., features], inputs.
+        y: the answers wanted, float32[n, o, oh, ow] or float32[..., o].
+        positions: positions to fit to, over all images.
+        seed: of their choice.
+        sweeps: over the bits.
+
+    Returns:
+        The share of the variance of ``y`` that is lost, mean over the outputs.
+    """
+    phi, wanted = _samples(layer, layer._as_image(x), y, positions, seed)
+    phi_mean, wanted_mean = phi.mean(0), wanted.mean(0)
+    phi -= phi_mean
+    wanted -= wanted_mean
+    total = wanted.square().sum(0).double()
+    count = phi.shape[1]
+    blocks = [slice(a, min(a + BLOCK_FEATURES, count)) for a in range(0, count, BLOCK_FEATURES)]
+    outputs = wanted.shape[1]
+    if len(blocks) == 1:
+        gram, cross = (phi.T @ phi), (phi.T @ wanted)
+        start = _ridge(gram, cross)
+        codes = torch.where(start >= 0, 1.0, -1.0)
+        scale = _descend(gram, cross, codes, None, sweeps)
+    else:
+        start = _latents(layer)
+        codes = torch.where(start >= 0, 1.0, -1.0)
+        scale, start = _fit_blocks(phi, wanted, codes, blocks, sweeps)
+    answer = (phi @ codes) * scale
+    lost = (wanted - answer).square().sum(0).double() / total.clamp_min(1e-30)
+    latent = start.abs().clamp_max(3 * float(start.abs().mean())) * codes
+    latent *= LATENT_MEAN / latent.abs().mean(0, keepdim=True).clamp_min(1e-12)
+    o, _, kh, kw = layer.code_weight.shape
+    layer.code_weight.copy_(latent.T.reshape(o, -1, kh, kw))
+    layer.scale.copy_(scale)
+    layer.bias.copy_(wanted_mean - (phi_mean @ codes) * scale)
+    assert outputs == o
+    return float(lost.mean())
+
+
+def _latents(layer: IntegerLayer) -> Tensor:
+    """The latent codes with features first: float32[t * k * kh * kw, o]."""
+    return layer.code_weight.detach().flatten(1).T.clone()
+
+
+def _samples(layer: IntegerLayer, image: Tensor, y: Tensor, positions: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Sign features float32[m, t * k * kh * kw], in 0..1, and wanted answers float32[m, o] at random positions."""
+    o, channels, kh, kw = layer.code_weight.shape
+    stride, dilation = layer._dot_geometry()
+    wanted = y.reshape(-1, y.shape[-1])[:, :, None, None] if isinstance(layer, IntegerHashLinear) else y
+    n, _, oh, ow = wanted.shape
+    limit = max(1, SAMPLE_BYTES // (4 * channels * kh * kw))
+    each = min(oh * ow, max(1, math.ceil(min(positions, limit) / n)))
+    generator = torch.Generator().manual_seed(seed)
+    phi = torch.empty(n * each, channels * kh * kw)
+    targets = torch.empty(n * each, o)
+    for i in range(n):
+        chosen = torch.randperm(oh * ow, generator=generator)[:each]
+        features = F.unfold(layer.sign_features(image[i : i + 1]), (kh, kw), dilation, 0, stride)[0]
+        phi[i * each : (i + 1) * each] = features[:, chosen].T
+        targets[i * each : (i + 1) * each] = wanted[i].flatten(1)[:, chosen].T
+    return phi, targets
+
+
+def _ridge(gram: Tensor, cross: Tensor) -> Tensor:
+    """The real-valued solution of the least-squares problem."""
+    damped = gram.double()
+    damped.diagonal().add_(RIDGE * damped.diagonal().mean() + 1e-12)
+    return torch.linalg.solve(damped, cross.double()).float()
+
+
+def _fit_blocks(
+    phi: Tensor, wanted: Tensor, codes: Tensor, blocks: list[slice], sweeps: int, rounds: int = 2
+) -> tuple[Tensor, Tensor]:
+    """Block after block of the features, each fitted to what the others leave."""
+    answer = phi @ codes
+    scale = (answer * wanted).sum(0) / answer.square().sum(0).clamp_min(1e-12)
+    start = torch.empty_like(codes)
+    for turn in range(rounds):
+        for block in blocks:
+            part = phi[:, block]
+            rest = answer - part @ codes[block]
+            left = wanted - rest * scale
+            gram, cross = part.T @ part, part.T @ left
+            chosen = codes[block].contiguous()
+            if turn == 0:
+                start[block] = _ridge(gram, cross)
+            _descend(gram, cross, chosen, scale, sweeps)
+            codes[block] = chosen
+            answer = rest + part @ chosen
+            scale = (answer * wanted).sum(0) / answer.square().sum(0).clamp_min(1e-12)
+    return scale, start
+
+
+def _descend(gram: Tensor, cross: Tensor, codes: Tensor, fixed: Tensor | None, sweeps: int) -> Tensor:
+    """Flips bits of every output while that lowers the error; ``codes`` is changed in place.
+
+    Args:
+        gram: float32[f, f], products of the features.
+        cross: float32[f, o], products of features and wanted answers.
+        codes: float32[f, o] of +-1.
+        fixed: float32[o], the scale where other features share it; None: the best one, after each sweep.
+        sweeps: at most.
+
+    Returns:
+        float32[o], the scales.
+    """
+    outputs = codes.shape[1]
+    products, targets = gram.numpy(), np.ascontiguousarray(cross.T.numpy())
+    bits = np.ascontiguousarray(codes.T.numpy())
+    sums = np.ascontiguousarray((gram @ codes).T.numpy()).astype(np.float64)
+    scale = np.zeros(outputs, np.float64) if fixed is None else fixed.numpy().astype(np.float64)
+
+    def work(output: int) -> None:
+        scale[output] = descend_bits(
+            products, targets[output], bits[output], sums[output], scale[output], fixed is not None, sweeps
+        )
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(work, range(outputs)))
+    codes.copy_(torch.from_numpy(bits).T)
+    return torch.from_numpy(scale).float()
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def descend_bits(gram, cross, code, sums, scale, keep_scale, sweeps):
+    """Coordinate descent on ``|y - scale phi c|^2`` over ``c`` of +-1, for one output.
+
+    Args:
+        gram: float32[f, f], ``phi' phi``.
+        cross: float32[f], ``phi' y``.
+        code: float32[f] of +-1, changed.
+        sums: float64[f], ``gram code``, changed.
+        scale: start of the scale.
+        keep_scale: whether it stays.
+        sweeps: over the bits, at most.
+
+    Returns:
+        The scale, float64.
+    """
+    features = code.shape[0]
+    square = 0.0
+    product = 0.0
+    for j in range(features):
+        square += code[j] * sums[j]
+        product += code[j] * cross[j]
+    for _ in range(sweeps):
+        if not keep_scale:
+            scale = product / square if square > 0.0 else 0.0
+        flips = 0
+        for j in range(features):
+            c = np.float64(code[j])
+            square_change = 4.0 * (gram[j, j] - c * sums[j])
+            product_change = -2.0 * c * cross[j]
+            if scale * (scale * square_change - 2.0 * product_change) < 0.0:
+                square += square_change
+                product += product_change
+                code[j] = -code[j]
+                twice = 2.0 * c
+                for i in range(features):
+                    sums[i] -= twice * gram[j, i]
+                flips += 1
+        if flips == 0:
+            break
+    if keep_scale or square <= 0.0:
+        return scale
+    return product / square
