@@ -2,6 +2,7 @@
 
 A stock ONNX runtime inlines these bodies; what depends on initializers alone (unpacked weights,
 projections cut in tiles) it computes once, at load.  docs/operators.md is the definition.
+The bodies of the integer operators are in ``compiler.integer_functions``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,17 @@ from functools import cache
 
 from onnx import FunctionProto, parser
 
-from runtime.opset import DOMAIN, LSH_CONV, LSH_CONV_ADD, LSH_ENCODE, ONNX_OPSET
+from compiler import integer_functions
+from runtime.opset import (
+    DOMAIN,
+    LSH_CONV,
+    LSH_CONV_ADD,
+    LSH_CONV_ADD_INTEGER,
+    LSH_CONV_INTEGER,
+    LSH_ENCODE,
+    LSH_ENCODE_INTEGER,
+    ONNX_OPSET,
+)
 
 # Arithmetic is float64, as docs/operators.md demands; codes and their distances are whole numbers and
 # exact in float32.  Windows are gathered by one index for each (ky, kx, y, x).
@@ -232,13 +243,17 @@ _RESIDUAL = "  residual_double = Cast <to = 11> (residual)\n  total = Add (image
 
 @cache
 def _parsed(operator: str) -> bytes:
-    fields = {"domain": DOMAIN, "opset": ONNX_OPSET, "name": operator, "window_index": _WINDOW_INDEX}
+    fields: dict[str, object] = {"domain": DOMAIN, "opset": ONNX_OPSET, "name": operator, "window_index": _WINDOW_INDEX}
     if operator == LSH_ENCODE:
         text = _ENCODE % fields
     elif operator == LSH_CONV:
         text = _CONV % {**fields, "residual": "", "add": _NO_RESIDUAL}
     elif operator == LSH_CONV_ADD:
         text = _CONV % {**fields, "residual": ", residual", "add": _RESIDUAL}
+    elif operator == LSH_ENCODE_INTEGER:
+        text = integer_functions.encode_text(fields)
+    elif operator in (LSH_CONV_INTEGER, LSH_CONV_ADD_INTEGER):
+        text = integer_functions.conv_text(fields, operator == LSH_CONV_ADD_INTEGER)
     else:
         raise KeyError(operator)
     return bytes(parser.parse_function(text).SerializeToString())

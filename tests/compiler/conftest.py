@@ -10,6 +10,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "passes"))  # pass_tools, for tests outside that folder
+sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))  # factories of layers
 
 
 @pytest.fixture(autouse=True)
