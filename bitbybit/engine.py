@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from bitbybit.disturbance import Disturbance
+
 try:
     from bitbybit import engine_cpu
 except ImportError:  # no Numba: the same numbers from torch operators
@@ -80,11 +82,16 @@ class _Encode(Function):
     """Codes and norms of tiled vectors, with the straight-through gradient."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, projection: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx, x: Tensor, projection: Tensor, dtype: torch.dtype, noise: Disturbance | None, index: int
+    ) -> tuple[Tensor, Tensor]:
         norms = torch.linalg.vector_norm(x, dim=-1)
-        codes = _signs(torch.bmm(x, projection.transpose(1, 2)), dtype)
+        if noise is None:
+            z = torch.bmm(x, projection.transpose(1, 2))
+        else:
+            z = noise.read(index, torch.bmm(x, noise.held(index, projection).transpose(1, 2)))
         ctx.save_for_backward(x, projection, norms)
-        return codes, norms
+        return _signs(z, dtype), norms
 
     @staticmethod
     def backward(ctx, grad_codes: Tensor, grad_norms: Tensor) -> tuple[Tensor | None, ...]:
@@ -99,21 +106,25 @@ class _Encode(Function):
             grad_x = (grad_unit - unit * radial) * inverse + grad_norms.unsqueeze(-1) * unit
         if ctx.needs_input_grad[1]:
             grad_projection = torch.bmm(grad_codes.transpose(1, 2), unit)
-        return grad_x, grad_projection, None
+        return grad_x, grad_projection, None, None, None
 
 
-def encode(x: Tensor, projection: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+def encode(
+    x: Tensor, projection: Tensor, dtype: torch.dtype | None = None, noise: Disturbance | None = None, index: int = 0
+) -> tuple[Tensor, Tensor]:
     """Hashes vectors: ``codes = sign(P x/|x|)`` and ``norms = |x|``.
 
     Args:
         x: float[T, M, d].
         projection: float[T, k, d].
         dtype: of the codes; that of ``x`` when None.
+        noise: what an analog array does to the projections, or None.
+        index: of the array.
 
     Returns:
         codes float[T, M, k] of +-1, norms float[T, M]; a zero vector has norm 0 and a code of ones.
     """
-    return _Encode.apply(x, projection, dtype or x.dtype)
+    return _Encode.apply(x, projection, dtype or x.dtype, noise, index)
 
 
 class _EncodeImage(Function):
@@ -121,13 +132,28 @@ class _EncodeImage(Function):
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, weight: Tensor, norms: Tensor, stride: list[int], dilation: list[int], dtype: torch.dtype
+        ctx,
+        x: Tensor,
+        weight: Tensor,
+        norms: Tensor,
+        stride: list[int],
+        dilation: list[int],
+        dtype: torch.dtype,
+        noise: Disturbance | None,
+        index: int,
     ) -> Tensor:
-        u = F.conv2d(x, weight, stride=stride, dilation=dilation).permute(0, 2, 3, 1)
+        def project(weight: Tensor) -> Tensor:
+            return F.conv2d(x, weight, stride=stride, dilation=dilation).permute(0, 2, 3, 1)
+
+        u = project(weight)
         ctx.size, ctx.stride, ctx.dilation = u.shape[1:3], stride, dilation
         u = u.flatten(1, 2).contiguous()
         ctx.save_for_backward(x, weight, u, norms)
-        return _signs(u, dtype)
+        if noise is None:
+            return _signs(u, dtype)
+        held = noise.held(index, weight)
+        z = u if held is weight else project(held).flatten(1, 2)
+        return _signs(noise.read(index, z.unsqueeze(0)).squeeze(0).contiguous(), dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -137,7 +163,7 @@ class _EncodeImage(Function):
             scaled.unflatten(1, ctx.size).permute(0, 3, 1, 2), x, weight, None,
             ctx.stride, [0, 0], ctx.dilation, False, [0, 0], 1, [*ctx.needs_input_grad[:2], False],
         )  # fmt: skip
-        return grad_x, grad_weight, grad_norms, None, None, None
+        return grad_x, grad_weight, grad_norms, None, None, None, None, None
 
 
 def _quotient_backward(grad: Tensor, u: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,6 +183,8 @@ def encode_windows(
     kernel_size: tuple[int, int],
     stride: tuple[int, int],
     dilation: tuple[int, int],
+    noise: Disturbance | None = None,
+    index: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Hashes the windows of a padded image; projections are convolutions, windows are never copied.
 
@@ -164,6 +192,8 @@ def encode_windows(
         x: float[N, c, h, w], padded and centred.
         projection: float[k, f] with f = c * kh * kw in the order (c, ky, kx); tiles side by side.
         tile_size: features in a tile; the last one may be smaller.
+        noise: what analog arrays do to the projections, or None.
+        index: of the first tile's array; those of the others follow.
 
     Returns:
         codes float[T, N, oh * ow, k] of +-1 and norms float[T, N, oh * ow].
@@ -172,7 +202,7 @@ def encode_windows(
     taps, features = kh * kw, projection.shape[1]
     all_codes, all_norms = [], []
     squares = x.square()
-    for start in range(0, features, tile_size):
+    for tile, start in enumerate(range(0, features, tile_size)):
         stop = min(start + tile_size, features)
         low, high = start // taps, math.ceil(stop / taps)
         surround = (start - low * taps, high * taps - stop)  # features of edge channels outside the tile
@@ -181,7 +211,9 @@ def encode_windows(
         energy = F.conv2d(squares[:, low:high], mask, stride=stride, dilation=dilation)
         is_zero = energy <= 0
         norms = torch.where(is_zero, 0.0, torch.sqrt(torch.where(is_zero, 1.0, energy))).flatten(1)
-        codes = _EncodeImage.apply(x[:, low:high], weight, norms, list(stride), list(dilation), code_dtype(x, bits))
+        codes = _EncodeImage.apply(
+            x[:, low:high], weight, norms, list(stride), list(dilation), code_dtype(x, bits), noise, index + tile
+        )
         all_codes.append(codes)
         all_norms.append(norms)
     assert channels * taps == features

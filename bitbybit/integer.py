@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from bitbybit.disturbance import Disturbance
 from bitbybit.errors import ConfigError
 from bitbybit.kernel import HashKernel, kernel_factory
 from bitbybit.layer_geometry import output_size, pads_of, pair
@@ -50,18 +51,6 @@ def _is_compiled(values: Tensor) -> bool:
         and values.device.type == "cpu"
         and values.numel() > 0
     )
-
-
-class Disturbance(Protocol):
-    """What an analog array does to projections; see ``bitbybit.noise``."""
-
-    def projection(self, layer: nn.Module, projection: Tensor) -> Tensor:
-        """The projection as the array holds it: float32[t, k, d] from float32[t, k, d]."""
-        ...
-
-    def offset(self, layer: nn.Module, z: Tensor, tiles: int) -> Tensor:
-        """What is added to the projections ``z``: float[n, t * k, h, w], or broadcast to it."""
-        ...
 
 
 class _SignLatent(Function):
@@ -264,7 +253,7 @@ class _IntegerHashLayer(nn.Module):
         taps = math.prod(kernel)
         projections = self.tile_projections()
         if self.noise is not None:
-            projections = [self.noise.projection(self, p) for p in projections]
+            projections = [self.noise.quantised(p) for p in projections]
         starts = [i * self.tile_size for i in range(self.tiles)]
         ends = [start + p.shape[1] for start, p in zip(starts, projections, strict=True)]
         if taps == 1:
@@ -308,10 +297,7 @@ class _IntegerHashLayer(nn.Module):
         for index, (channels, projection, mask) in enumerate(self._groups()):
             part = v[:, channels] if channels != slice(0, v.shape[1]) else v
             norms = self._norms(part, mask) if pixel_norms is None else pixel_norms
-            offset = None
-            if self.noise is not None:
-                z = F.conv2d(part.detach().float(), projection.detach(), stride=stride, dilation=dilation)
-                offset = self.noise.offset(self, z, index)
+            offset = None if self.noise is None else self._offset(self.noise, index, part, projection)
             lengths = projection.detach().flatten(1).norm(dim=1).mean()
             width = int(mask.sum() / mask.shape[0])
             slope = SIGN_SLOPE * math.sqrt(width) * float(self.norm_scale) / max(float(lengths), 1e-12)
@@ -321,6 +307,17 @@ class _IntegerHashLayer(nn.Module):
                 )
             )
         return features[0] if len(features) == 1 else torch.cat(features, 1)
+
+    @torch.no_grad()
+    def _offset(self, noise: Disturbance, index: int, v: Tensor, projection: Tensor) -> Tensor:
+        """What an analog array adds to the projections ``P v``: float32[n, t * k, oh, ow], t tiles of the array."""
+        _, stride, dilation = self._encode_geometry()
+        v, projection = v.detach().float(), projection.detach().float()
+        z = F.conv2d(v, projection, stride=stride, dilation=dilation)
+        held = noise.held(index, projection)
+        seen = z if held is projection else F.conv2d(v, held, stride=stride, dilation=dilation)
+        by_tile = seen.unflatten(1, (-1, self.spec.hash_length)).permute(1, 0, 3, 4, 2)
+        return noise.read(index, by_tile).permute(1, 0, 4, 2, 3).flatten(1, 2) - z
 
     def _centred(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """What is hashed, and its norms where they come with it."""
@@ -364,9 +361,10 @@ class _IntegerHashLayer(nn.Module):
         v = self._vectors(self._as_image(x))
         _, stride, dilation = self._encode_geometry()
         bits, norms = [], []
-        for channels, projection, mask in self._groups():
+        for index, (channels, projection, mask) in enumerate(self._groups()):
             part = v[:, channels]
-            bits.append(F.conv2d(part, projection, stride=stride, dilation=dilation) >= 0)
+            z = F.conv2d(part, projection, stride=stride, dilation=dilation)
+            bits.append((z if self.noise is None else z + self._offset(self.noise, index, part, projection)) >= 0)
             norms.append(self._norms(part, mask))
         codes = torch.cat(bits, 1).unflatten(1, (self.tiles, -1)).permute(0, 3, 4, 1, 2)
         return codes, torch.cat(norms, 1).permute(0, 2, 3, 1).to(torch.uint8)

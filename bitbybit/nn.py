@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bitbybit.disturbance import Disturbance
 from bitbybit.engine import Fold, code_dtype, correlate, encode, encode_windows
 from bitbybit.errors import ConfigError
 from bitbybit.kernel import HashKernel, kernel_factory
@@ -25,6 +26,7 @@ class _HashLayer(nn.Module):
     centre: Tensor | None
     spec: HashSpec
     hash_kernels: nn.ModuleList
+    noise: Disturbance | None = None  # what an analog array does to the projections; see bitbybit.noise
 
     def _build(
         self, weight: Tensor, bias: Tensor | None, spec: HashSpec, features: int, groups: int, taps: int
@@ -69,7 +71,8 @@ class _HashLayer(nn.Module):
 
     def projection(self, part: Part) -> Tensor:
         """The tiles' projections side by side: float[k, features]."""
-        return torch.cat([row[part.column].projection_matrix for row in self.hash_kernels], dim=1)  # type: ignore[index]
+        tiles = [row[part.column].projection_matrix for row in self.hash_kernels]  # type: ignore[index]
+        return torch.cat(tiles if self.noise is None else [self.noise.quantised(p) for p in tiles], dim=1)
 
     def _tiles(self, vectors: Tensor) -> Tensor:
         """Cuts float[M, features] into float[T, M, tile_size]; zeros fill the last tile."""
@@ -140,7 +143,8 @@ class HashLinear(_HashLayer):
     def encode_input(self, x: Tensor, part: Part) -> tuple[Tensor, Tensor]:
         """Codes float[T, M, k] of +-1 and norms float[T, M] of inputs float[..., in_features]."""
         vectors = self.centred(x).reshape(-1, self.in_features)
-        return encode(self._tiles(vectors), self._tiles(self.projection(part)), code_dtype(x, self.spec.hash_length))
+        dtype = code_dtype(x, self.spec.hash_length)
+        return encode(self._tiles(vectors), self._tiles(self.projection(part)), dtype, self.noise, part.column)
 
     def forward(self, x: Tensor) -> Tensor:
         """Estimates ``x @ weight.T + bias``.
@@ -239,7 +243,8 @@ class HashConv2d(_HashLayer):
         n, channels, h, w = x.shape
         pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
         dtype = code_dtype(x, self.spec.hash_length)
-        codes, norms = encode(self._tiles(pixels), self._tiles(self.projection(part)), dtype)
+        projection = self._tiles(self.projection(part))
+        codes, norms = encode(self._tiles(pixels), projection, dtype, self.noise, part.column)
         return codes.unflatten(1, (n, h * w)), norms.unflatten(1, (n, h * w))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -255,9 +260,9 @@ class HashConv2d(_HashLayer):
     def _forward_patch(self, x: Tensor, part: Part) -> Tensor:
         size = self.output_size(*x.shape[2:])
         padded = self._group(self.padded(x), part)
-        codes, norms = encode_windows(
-            padded, self.projection(part), self.tile_size, self.kernel_size, self.stride, self.dilation
-        )
+        geometry = self.tile_size, self.kernel_size, self.stride, self.dilation
+        first = part.column * len(self.hash_kernels)
+        codes, norms = encode_windows(padded, self.projection(part), *geometry, self.noise, first)
         h_w, scales = self.weight_codes(part)
         return correlate(codes, norms, h_w, scales, Fold(size, size, ((0, 0),)))
 
