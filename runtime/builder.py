@@ -3,80 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
-from runtime.layout import CONVERSIONS, Layout, from_plain, physical
+from runtime.conversions import conversion, from_plain
+from runtime.layout import AnyLayout, Layout, Quantised, physical
 from runtime.model import Array, Model, Node, ValueSpec
 from runtime.shapes import Values
+from runtime.work import Bind, Operand, Step, Work, whole
+
+__all__ = ["Bind", "Operand", "PlanBuilder", "Step", "Work", "whole"]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Operand:
-    """What a step reads or writes: a buffer of the arena, or a constant.
-
-    Attributes:
-        index: number of the buffer, -1 for a constant.
-        array: the constant, or nothing.
-        spec: physical shape and dtype.
-    """
-
-    index: int
-    array: Array | None
-    spec: ValueSpec
-
-
-@dataclass(frozen=True)
-class Work:
-    """A step bound to its arrays, ready to be called any number of times.
-
-    Attributes:
-        call: ``call(begin, end, slot)`` computes the positions begin..end; ``slot`` numbers the
-            thread, below the plan's slots.
-        positions: independent positions; 1 where the work cannot be split.
-        cost: estimated ns for one position on one core, to judge whether splitting pays.
-    """
-
-    call: Callable[[int, int, int], Any]
-    positions: int = 1
-    cost: float = 0.0
-
-
-Bind = Callable[[Sequence[Array], Sequence[Array]], Work]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a plan.
-
-    Attributes:
-        name: the node's name.
-        op_type: operator, or ``convert`` for a copy between layouts.
-        inputs: operands read.
-        outputs: operands written, scratch space included.
-        bind: makes the work from the operands' arrays.
-        shape: of the first output, as in the graph.
-    """
-
-    name: str
-    op_type: str
-    inputs: tuple[Operand, ...]
-    outputs: tuple[Operand, ...]
-    bind: Bind
-    shape: tuple[int, ...]
-
-
-def whole(function: Callable[[], Any]) -> Work:
-    """Work that is not split between threads."""
-
-    def call(begin: int, end: int, slot: int) -> None:
-        function()
-
-    return Work(call)
 
 
 class PlanBuilder:
@@ -104,7 +43,7 @@ class PlanBuilder:
         self.steps: list[Step] = []
         self.fused: set[int] = set()
         self.fallbacks: list[str] = []
-        self._stored: dict[tuple[str, Layout], Operand] = {}
+        self._stored: dict[str, dict[AnyLayout, Operand]] = {}  # of each value, in the order of their making
         self._consumers: dict[str, list[Node]] = {}
         for node in model.nodes:
             for name in set(node.inputs):
@@ -129,48 +68,55 @@ class PlanBuilder:
         found: T = self._packed[key]
         return found
 
-    def holds(self, name: str, layout: Layout) -> bool:
+    def holds(self, name: str, layout: AnyLayout) -> bool:
         """Whether a value is already stored in a layout."""
-        return (name, layout) in self._stored
+        return layout in self._stored.get(name, {})
 
     def made(self, name: str) -> bool:
         """Whether a value is constant or made by an earlier step."""
-        return name in self.values.constants or any((name, layout) in self._stored for layout in Layout)
+        return name in self.values.constants or name in self._stored
+
+    def consumers(self, name: str) -> Sequence[Node]:
+        """The nodes that read a value, whether the plan needs them or not."""
+        return self._consumers.get(name, [])
 
     def sole_consumer(self, name: str) -> Node | None:
         """The one node that reads a value nobody else wants, else nothing."""
         users = self._consumers.get(name, [])
         return users[0] if len(users) == 1 and name not in self.wanted else None
 
-    def read(self, name: str, layout: Layout) -> Operand:
+    def read(self, name: str, layout: AnyLayout) -> Operand:
         """A value in a layout; adds a conversion where it is stored in another."""
-        found = self._stored.get((name, layout))
-        if found is not None:
-            return found
+        stored = self._stored.setdefault(name, {})
+        if layout in stored:
+            return stored[layout]
         constant = self.constant(name)
         if constant is not None:
             array = from_plain(constant, layout)
-            operand = Operand(-1, array, ValueSpec(array.shape, array.dtype))
-            self._stored[name, layout] = operand
-            return operand
-        source_layout = next(other for other in Layout if (name, other) in self._stored)
-        if layout is not Layout.PLAIN and source_layout is not Layout.PLAIN:
-            self.read(name, Layout.PLAIN)
-            source_layout = Layout.PLAIN
-        source = self._stored[name, source_layout]
+            stored[layout] = Operand(-1, array, ValueSpec(array.shape, array.dtype))
+            return stored[layout]
+        source_layout = self._source(name, layout)
+        source = stored[source_layout]
         out = self.write(name, layout)
-        convert = CONVERSIONS[source_layout, layout]
-
-        def bind(inputs: Sequence[Array], outputs: Sequence[Array]) -> Work:
-            return whole(lambda: convert(inputs[0], outputs[0]))
-
+        bind = conversion(source_layout, layout)
         self.steps.append(Step(name, "convert", (source,), (out,), bind, self.spec(name).shape))
         return out
 
-    def write(self, name: str, layout: Layout) -> Operand:
+    def _source(self, name: str, layout: AnyLayout) -> AnyLayout:
+        """The layout to convert from, made where a value must go by way of ``PLAIN``."""
+        stored = self._stored[name]
+        if isinstance(layout, Quantised) and Layout.CHANNELS_LAST in stored:
+            return Layout.CHANNELS_LAST
+        if layout is not Layout.PLAIN:
+            self.read(name, Layout.PLAIN)
+            return Layout.PLAIN
+        # One that can be turned back: neither sums nor rounded values are all there is of a value.
+        return next(other for other in stored if other is not Layout.PIXEL_SUMS and not isinstance(other, Quantised))
+
+    def write(self, name: str, layout: AnyLayout) -> Operand:
         """A new buffer for a value in a layout; for an omitted output, space that nobody reads."""
         operand = self._buffer(physical(self.spec(name), layout))
-        self._stored[name, layout] = operand
+        self._stored.setdefault(name, {})[layout] = operand
         return operand
 
     def scratch(self, shape: tuple[int, ...], dtype: type) -> Operand:

@@ -1,19 +1,20 @@
-"""Physical layouts of values inside a plan, and the copies between them.
+"""Physical layouts of values inside a plan.
 
-Outside, every value has the shape of the ONNX graph (``PLAIN``). Inside, images lie channels-last
-and codes lie in 32-bit words, because that is what the kernels read.
+Outside, every value has the shape of the ONNX graph (``PLAIN``). Inside, images lie channels-last,
+codes of float layers in 32-bit words, and what integer layers read in bytes, because that is what the
+kernels read. The copies between layouts are in ``runtime.conversions``.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 
 from runtime.errors import ArtifactError
-from runtime.model import Array, ValueSpec
+from runtime.model import ValueSpec
 
 WORD_BYTES = 4
 
@@ -25,32 +26,51 @@ class Layout(Enum):
         PLAIN: the order of the ONNX graph, C-contiguous.
         CHANNELS_LAST: [n, c, h, w] stored as [n, h, w, c].
         WORDS: codes uint8[..., B] stored as uint32[..., ceil(B/4)]; bytes beyond B are 0.
+        PIXEL_SUMS: norms uint8[..., t] stored as int32[...], their sums.
     """
 
     PLAIN = "plain"
     CHANNELS_LAST = "channels_last"
     WORDS = "words"
+    PIXEL_SUMS = "pixel_sums"
 
 
-def physical(spec: ValueSpec, layout: Layout) -> ValueSpec:
+@dataclass(frozen=True)
+class Repeated:
+    """Norms uint8[..., t], each stored ``count`` times: uint8[..., t * count]."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """float32[n, c, h, w] stored as uint8[n, h, w, c].
+
+    A byte is ``clamp(round_half_to_even(x * 2**exponent), low, high) - low``.
+    """
+
+    exponent: int
+    low: int
+    high: int
+
+
+AnyLayout = Layout | Repeated | Quantised
+
+
+def physical(spec: ValueSpec, layout: AnyLayout) -> ValueSpec:
     """Shape and dtype of a value as stored in a layout."""
+    shape = spec.shape
+    if isinstance(layout, Quantised):
+        return ValueSpec((shape[0], shape[2], shape[3], shape[1]), np.dtype(np.uint8))
+    if isinstance(layout, Repeated):
+        return ValueSpec((*shape[:-1], shape[-1] * layout.count), spec.dtype)
     if layout is Layout.CHANNELS_LAST:
-        n, c, h, w = spec.shape
-        return ValueSpec((n, h, w, c), spec.dtype)
+        return ValueSpec((shape[0], shape[2], shape[3], shape[1]), spec.dtype)
     if layout is Layout.WORDS:
-        words = -(-spec.shape[-1] // WORD_BYTES)
-        return ValueSpec((*spec.shape[:-1], words), np.dtype(np.uint32))
+        return ValueSpec((*shape[:-1], -(-shape[-1] // WORD_BYTES)), np.dtype(np.uint32))
+    if layout is Layout.PIXEL_SUMS:
+        return ValueSpec(shape[:-1], np.dtype(np.int32))
     return spec
-
-
-def from_plain(array: Array, layout: Layout) -> Array:
-    """A constant, stored in a layout; C-contiguous."""
-    if layout is Layout.PLAIN:
-        return np.ascontiguousarray(array)
-    spec = physical(ValueSpec(array.shape, array.dtype), layout)
-    stored = np.empty(spec.shape, spec.dtype)
-    CONVERSIONS[Layout.PLAIN, layout](array, stored)
-    return stored
 
 
 def check_byte_order() -> None:
@@ -61,29 +81,3 @@ def check_byte_order() -> None:
     """
     if sys.byteorder != "little":
         raise ArtifactError("runtime: expected a little-endian machine, got a big-endian one; use onnxruntime instead")
-
-
-def _plain_to_channels_last(source: Array, out: Array) -> None:
-    np.copyto(out, source.transpose(0, 2, 3, 1))
-
-
-def _channels_last_to_plain(source: Array, out: Array) -> None:
-    np.copyto(out, source.transpose(0, 3, 1, 2))
-
-
-def _bytes_to_words(source: Array, out: Array) -> None:
-    view = out.view(np.uint8)
-    view[..., : source.shape[-1]] = source
-    view[..., source.shape[-1] :] = 0
-
-
-def _words_to_bytes(source: Array, out: Array) -> None:
-    np.copyto(out, source.view(np.uint8)[..., : out.shape[-1]])
-
-
-CONVERSIONS: dict[tuple[Layout, Layout], Callable[[Array, Array], None]] = {
-    (Layout.PLAIN, Layout.CHANNELS_LAST): _plain_to_channels_last,
-    (Layout.CHANNELS_LAST, Layout.PLAIN): _channels_last_to_plain,
-    (Layout.PLAIN, Layout.WORDS): _bytes_to_words,
-    (Layout.WORDS, Layout.PLAIN): _words_to_bytes,
-}

@@ -11,6 +11,7 @@ import numpy as np
 from runtime import opset
 from runtime.arena import ALIGNMENT, Lifetime, Placement, place
 from runtime.builder import Operand, PlanBuilder, Step, Work, whole
+from runtime.conversions import SLACK
 from runtime.fallback import reference_function
 from runtime.layout import Layout
 from runtime.model import Array, Model, Node, ValueSpec
@@ -105,7 +106,7 @@ def build_plan(
 
 def bind_plan(plan: Plan) -> BoundPlan:
     """Allocates an arena and binds every step to its arrays."""
-    raw = np.zeros(plan.placement.size + ALIGNMENT, np.uint8)
+    raw = np.zeros(plan.placement.size + ALIGNMENT + SLACK, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     arrays = []
     for spec, offset in zip(plan.buffers, plan.placement.offsets, strict=True):

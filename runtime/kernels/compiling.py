@@ -11,7 +11,7 @@ from typing import Any
 from numba import njit
 
 _LOGGER = logging.getLogger("runtime")
-_OPTIONS: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy", "_nrt": False}
+OPTIONS: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy", "_nrt": False}
 
 
 @cache
@@ -23,7 +23,7 @@ def kernels_stamp() -> tuple[tuple[str, int, int], ...]:
 
 def helper(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles what a kernel rarely calls, as a function of its own with the same options."""
-    return njit(**_OPTIONS)(function)
+    return njit(**OPTIONS)(function)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,14 +35,19 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     array, while atomic counts for each inlined helper cost more than the arithmetic (measured: 80 ns
     for each position). ``error_model`` leaves out the checks for division by zero.
     """
-    kernel: Any
+    kernel: Any = njit(**OPTIONS)(function)
+    enable_cache(kernel, function.__name__)
+    return kernel
+
+
+def enable_cache(kernel: Any, name: str) -> None:
+    """Keeps a kernel's code on disk, where a folder can be written."""
     try:
-        kernel = njit(cache=True, **_OPTIONS)(function)
+        kernel.enable_caching()
     except RuntimeError:  # no folder can be written, neither the package's nor the user's
-        _LOGGER.info("compiled code of %s is not kept: set NUMBA_CACHE_DIR to a writable folder", function.__name__)
-        return njit(**_OPTIONS)(function)
+        _LOGGER.info("compiled code of %s is not kept: set NUMBA_CACHE_DIR to a writable folder", name)
+        return
     # Numba compares the entry point's own file only, and would keep code whose helpers have changed.
     stored: Any = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
     if hasattr(stored, "_source_stamp"):
         stored._source_stamp = (stored._source_stamp, kernels_stamp())
-    return kernel

@@ -17,6 +17,7 @@ from numba import njit
 
 from runtime.kernels.compiling import compiled
 from runtime.kernels.epilogue import finish_exact16
+from runtime.kernels.positions import next_position
 from runtime.kernels.tables import lookup, word_count
 from runtime.kernels.vectors import add_words, fma, load16, mul, popcount, splat16, widen, xor
 
@@ -90,11 +91,11 @@ def lsh_conv(
     for p0 in range(begin, end, 4):
         # Beyond the end, the last position is computed again: the same bits to the same place.
         s0 = base + starts[rest]
-        p1, base, rest = _next(p0, end, base, rest, starts.size, image)
+        p1, base, rest = next_position(p0, end, base, rest, starts.size, image)
         s1 = base + starts[rest]
-        p2, base, rest = _next(p1, end, base, rest, starts.size, image)
+        p2, base, rest = next_position(p1, end, base, rest, starts.size, image)
         s2 = base + starts[rest]
-        p3, base, rest = _next(p2, end, base, rest, starts.size, image)
+        p3, base, rest = next_position(p2, end, base, rest, starts.size, image)
         s3 = base + starts[rest]
         for first in range(0, outputs, 16):
             a0 = splat16(0.0)
@@ -117,16 +118,4 @@ def lsh_conv(
             finish_exact16(a1, scale, bias, first, residual, p1 * outputs + first, count, low, high, out)
             finish_exact16(a2, scale, bias, first, residual, p2 * outputs + first, count, low, high, out)
             finish_exact16(a3, scale, bias, first, residual, p3 * outputs + first, count, low, high, out)
-        _, base, rest = _next(p3, end, base, rest, starts.size, image)
-
-
-@njit(inline="always")
-def _next(position: int, end: int, base: int, rest: int, area: int, image: int) -> tuple[int, int, int]:
-    """The next position below ``end`` (or the same), its image's first unit and its place in it."""
-    if position + 1 < end:
-        position += 1
-        rest += 1
-        if rest == area:
-            rest = 0
-            base += image
-    return position, base, rest
+        _, base, rest = next_position(p3, end, base, rest, starts.size, image)

@@ -21,18 +21,27 @@ _ELEMENTS: dict[Any, Any] = {
     types.float32: ir.FloatType(),
     types.float64: ir.DoubleType(),
     types.uint32: ir.IntType(32),
+    types.int32: ir.IntType(32),
+    types.int16: ir.IntType(16),
+    types.uint8: ir.IntType(8),
 }
-_SUFFIXES: dict[Any, str] = {types.float32: "f32", types.float64: "f64", types.uint32: "i32"}
+_SUFFIXES: dict[Any, str] = {
+    types.float32: "f32",
+    types.float64: "f64",
+    types.uint32: "i32",
+    types.int32: "i32",
+    types.int16: "i16",
+    types.uint8: "i8",
+}
 # Numba's annotations describe the typing function, not the calls of what it makes.
 intrinsic: Any = _numba_intrinsic
-_BYTE_ALIGNED = 4  # bytes: an element's own alignment; nothing asks for more
 
 
 class Vector(types.Type):
     """Numba type of a vector.
 
     Attributes:
-        element: Numba type of one lane, float32, float64 or uint32.
+        element: Numba type of one lane, a float or an integer.
         lanes: number of lanes.
     """
 
@@ -45,6 +54,11 @@ class Vector(types.Type):
     def llvm(self) -> ir.VectorType:
         """LLVM's type."""
         return ir.VectorType(_ELEMENTS[self.element], self.lanes)
+
+    @property
+    def align(self) -> int:
+        """Bytes on which loads and stores rely: an element's own; nothing asks for more."""
+        return min(int(self.element.bitwidth) // 8, 4)
 
 
 @register_default(Vector)
@@ -87,7 +101,7 @@ def _make_load(lanes: int) -> Callable[..., Any]:
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             pointer = _pointer(context, builder, signature.args[0], args[0], args[1], vector.llvm)
-            return builder.load(pointer, align=_BYTE_ALIGNED)
+            return builder.load(pointer, align=vector.align)
 
         return vector(array, types.intp), codegen
 
@@ -105,7 +119,7 @@ def store(typingctx: Any, array: Any, index: Any, vector: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _pointer(context, builder, signature.args[0], args[0], args[1], vector.llvm)
-        builder.store(args[2], pointer, align=_BYTE_ALIGNED)
+        builder.store(args[2], pointer, align=vector.align)
 
     return types.void(array, types.intp, vector), codegen
 
@@ -130,7 +144,7 @@ def store_first(typingctx: Any, array: Any, index: Any, vector: Any, count: Any)
         pointer = _pointer(context, builder, signature.args[0], args[0], args[1], vector.llvm)
         mask = _first_lanes(builder, vector.lanes, args[3])
         name = f"llvm.masked.store.{_suffix(vector)}.p0"
-        align = ir.Constant(ir.IntType(32), _BYTE_ALIGNED)
+        align = ir.Constant(ir.IntType(32), vector.align)
         _call(builder, name, ir.VoidType(), [args[2], pointer, align, mask])
 
     return types.void(array, types.intp, vector, types.intp), codegen
@@ -145,7 +159,7 @@ def load16_first(typingctx: Any, array: Any, index: Any, count: Any) -> Any:
         pointer = _pointer(context, builder, signature.args[0], args[0], args[1], vector.llvm)
         mask = _first_lanes(builder, vector.lanes, args[2])
         name = f"llvm.masked.load.{_suffix(vector)}.p0"
-        align = ir.Constant(ir.IntType(32), _BYTE_ALIGNED)
+        align = ir.Constant(ir.IntType(32), vector.align)
         return _call(builder, name, vector.llvm, [pointer, align, mask, ir.Constant(vector.llvm, None)])
 
     return vector(array, types.intp, types.intp), codegen
@@ -278,7 +292,7 @@ def store_bits(typingctx: Any, array: Any, index: Any, bits: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _pointer(context, builder, signature.args[0], args[0], args[1], args[2].type)
-        builder.store(args[2], pointer, align=_BYTE_ALIGNED)
+        builder.store(args[2], pointer, align=array.dtype.bitwidth // 8)
 
     return types.void(array, types.intp, bits), codegen
 

@@ -132,3 +132,88 @@ def gather_to_slots(
                 value = x[at + channel] if inside else x.dtype.type(0)
                 out[to + slots[feature]] = value - centre[channel]
                 feature += 1
+
+
+@njit(inline="always")
+def copy_bytes(source: Any, at: int, out: Any, to: int, count: int) -> None:
+    """``out[to + i] = source[at + i]`` for i below ``count``, which need not be known; nothing else is written."""
+    i = 0
+    while i + 16 <= count:
+        store(out, to + i, load16(source, at + i))
+        i += 16
+    while i < count:
+        out[to + i] = source[at + i]
+        i += 1
+
+
+@njit(inline="always")
+def _copy_freely(source: Any, at: int, out: Any, to: int, count: int) -> None:
+    """As ``copy_bytes``, but reads and writes up to fifteen bytes after the last."""
+    for i in range(0, count, 16):
+        store(out, to + i, load16(source, at + i))
+
+
+@njit(inline="always")
+def gather_bytes(x: Any, zeros: Any, window: Any, image: int, oy: int, ox: int, out: Any, to: int) -> None:
+    """Copies a window in the order (ky, kx, channel).
+
+    Up to fifteen bytes after an image are read, and as many after the window overwritten, so windows
+    are gathered in the order in which they lie in ``out``.
+
+    Args:
+        x: uint8 image batch [n, h, w, c], flat.
+        zeros: uint8, at least ``c`` bytes of a pad.
+        window: has the fields of ``Window``.
+        image: number of the image.
+        oy: row of the position.
+        ox: column of the position.
+        out: uint8 scratch, written.
+        to: element of ``out`` that takes the first feature.
+    """
+    left = ox * window.sx - window.left
+    count = window.c
+    # Taps side by side are one run of memory.
+    run = window.dx == 1 and left >= 0 and left + window.kw <= window.w
+    for ky in range(window.kh):
+        y = oy * window.sy + ky * window.dy - window.top
+        row = (image * window.h + y) * window.w
+        if run and 0 <= y < window.h:
+            _copy_freely(x, (row + left) * count, out, to, window.kw * count)
+            to += window.kw * count
+            continue
+        for kx in range(window.kw):
+            column = left + kx * window.dx
+            if 0 <= y < window.h and 0 <= column < window.w:
+                _copy_freely(x, (row + column) * count, out, to, count)
+            else:
+                _copy_freely(zeros, 0, out, to, count)
+            to += count
+
+
+@njit(inline="always")
+def gather_bytes_to_slots(
+    x: Any, zeros: Any, slots: Any, window: Any, image: int, oy: int, ox: int, out: Any, to: int
+) -> None:
+    """Copies a window feature by feature; feature (ky, kx, c) goes to ``out[to + slots[ky, kx, c]]``.
+
+    Args:
+        x: uint8 image batch [n, h, w, c], flat.
+        zeros: uint8, at least one byte of a pad.
+        slots: intp[kh * kw * c].
+        window: has the fields of ``Window``.
+        image: number of the image.
+        oy: row of the position.
+        ox: column of the position.
+        out: uint8 scratch, written.
+        to: element of ``out`` where the window begins.
+    """
+    feature = 0
+    for ky in range(window.kh):
+        y = oy * window.sy + ky * window.dy - window.top
+        for kx in range(window.kw):
+            column = ox * window.sx + kx * window.dx - window.left
+            inside = 0 <= y < window.h and 0 <= column < window.w
+            at = ((image * window.h + y) * window.w + column) * window.c
+            for channel in range(window.c):
+                out[to + slots[feature]] = x[at + channel] if inside else zeros[0]
+                feature += 1

@@ -13,7 +13,7 @@ import numpy as np
 from runtime import opset
 from runtime.builder import PlanBuilder
 from runtime.model import Node
-from runtime.operators import conv, elementwise, linear, lsh, movement, pooling, reduction
+from runtime.operators import conv, elementwise, linear, lsh, lsh_integer, movement, pooling, reduction
 
 NATIVE_OPERATORS: dict[str, Callable[[Node, PlanBuilder], bool]] = {
     "Add": elementwise.binary(np.add),
@@ -57,4 +57,7 @@ LSH_OPERATORS: dict[str, Callable[[Node, PlanBuilder], None]] = {
     opset.LSH_ENCODE: lsh.emit_encode,
     opset.LSH_CONV: lsh.emit_conv,
     opset.LSH_CONV_ADD: lsh.emit_conv,
+    opset.LSH_ENCODE_INTEGER: lsh_integer.emit_encode,
+    opset.LSH_CONV_INTEGER: lsh_integer.emit_conv,
+    opset.LSH_CONV_ADD_INTEGER: lsh_integer.emit_conv,
 }

@@ -34,7 +34,7 @@ def emit_encode(node: Node, builder: PlanBuilder) -> None:
     codes = builder.write(node.outputs[0], Layout.WORDS)
     norms = builder.write(node.outputs[1], Layout.PLAIN)
     scratch = builder.scratch((builder.slots, WINDOWS * projection.shape[1] + SLACK), np.float32)
-    window = _window(node, x.spec.shape, norms.spec.shape)
+    window = window_of(node, x.spec.shape, norms.spec.shape)
     cost = _NS_PER_POSITION + projection.size * _NS_PER_PROJECTION
 
     def bind(inputs: Sequence[Array], outputs: Sequence[Array]) -> Work:
@@ -60,7 +60,7 @@ def emit_encode(node: Node, builder: PlanBuilder) -> None:
     builder.add(node, [x], [codes, norms, scratch], bind)
 
 
-def _window(node: Node, image: Sequence[int], positions: Sequence[int]) -> Window:
+def window_of(node: Node, image: Sequence[int], positions: Sequence[int]) -> Window:
     """Geometry of the node's windows over [n, h, w, c], at [n, oh, ow, ...]."""
     attributes = node.attributes
     kernel, strides, pads = attributes["kernel_shape"], attributes["strides"], attributes["pads"]

@@ -53,27 +53,40 @@ def pack_projection(projection: Array, channels: int, tile_size: int) -> PackedP
         The packed projection.
     """
     k, features = projection.shape
-    taps = features // channels
     tile_size = min(tile_size, features)
     tiles, words = -(-features // tile_size), -(-k // WORD_BITS)
-    columns = np.arange(features).reshape(channels, taps).T.reshape(-1)  # in the order (ky, kx, c)
-    tile = columns // tile_size
-    rank = np.empty(features, np.intp)
-    for number in range(tiles):
-        chosen = tile == number
-        rank[chosen] = np.arange(chosen.sum())
+    columns, tile, rank, slots = order_features(features, channels, tile_size)
     weights = np.zeros((tiles, tile_size, words * WORD_BITS), np.float32)
     weights[tile, rank, :k] = projection[:, columns].T
     start = np.full(words * WORD_BITS, -1, np.float32)
     start[:k] = 0
-    slots = tile * tile_size + rank
-    if np.array_equal(slots, np.arange(features)):
-        slots = np.empty(0, np.intp)
     # A chain of m fused multiply-adds errs by at most m u / (1 - m u) times sum |p_i x_i| <= |p| |x|,
     # u = 2^-24 (Higham 2002, section 3.1); doubled, as the bound itself is rounded.
     longest = np.sqrt((weights.astype(np.float64) ** 2).sum(1)).max(1)
     margin = (2 * (tile_size + 1) * 2.0**-24 * longest).astype(np.float32)
     return PackedProjection(weights.reshape(-1), start, margin, slots, tiles)
+
+
+def order_features(features: int, channels: int, tile_size: int) -> tuple[Array, Array, Array, Array]:
+    """Where the features of a window lie, which channels-last memory has in the order (ky, kx, c).
+
+    Args:
+        features: f, of one window.
+        channels: c.
+        tile_size: features in one tile.
+
+    Returns:
+        For each feature in that order its column of the projection, its tile and its place in the tile,
+        intp[f] each; and ``tile * tile_size + place``, empty where that is the order itself.
+    """
+    columns = np.arange(features).reshape(channels, features // channels).T.reshape(-1)
+    tile = columns // tile_size
+    rank = np.empty(features, np.intp)
+    for number in range(-(-features // tile_size)):
+        chosen = tile == number
+        rank[chosen] = np.arange(chosen.sum())
+    slots = tile * tile_size + rank
+    return columns, tile, rank, np.empty(0, np.intp) if np.array_equal(slots, np.arange(features)) else slots
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,181 @@
+"""The integer operators as steps of a plan.
+
+An image between two integer layers is written as the bytes that the next encoder reads, and as
+float32 only where something else reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from runtime import opset
+from runtime.builder import PlanBuilder, Work
+from runtime.conversions import rounding_of
+from runtime.kernels import lsh_conv_integer as conv_kernel
+from runtime.kernels import lsh_encode_integer as encode_kernel
+from runtime.kernels.native import NativeCall, make_arguments
+from runtime.kernels.windows import Window
+from runtime.layout import Layout, Quantised
+from runtime.model import Array, Node
+from runtime.operators.lsh import window_of
+from runtime.operators.packing_integer import (
+    PackedIntegerProjection,
+    find_terms,
+    group_of,
+    norm_layout,
+    pack_integer_codes,
+    pack_integer_projection,
+)
+
+# Rough speed on one core, only to judge whether threads should share a step.
+_NS_PER_POSITION = 4.0
+_NS_PER_PROJECTION = 0.004  # for one feature and bit
+_NS_PER_DISTANCE = 0.02  # for one term and output
+
+
+def emit_encode(node: Node, builder: PlanBuilder) -> None:
+    """``LshEncodeInteger``: bytes of an image to codes and norms."""
+    projection, centre = builder.initializer(node.inputs[1]), builder.initializer(node.inputs[2])
+    layout = _quantised(node)
+    tile_size = min(node.attributes["tile_size"], projection.shape[1])
+    packed: PackedIntegerProjection = builder.once(
+        node.outputs[0], lambda: pack_integer_projection(projection, centre, -layout.low, tile_size)
+    )
+    x = builder.read(node.inputs[0], layout)
+    codes = builder.write(node.outputs[0], Layout.PLAIN)
+    norms = builder.write(node.outputs[1], norm_layout(codes.spec.shape[-1]))
+    sums = builder.write(node.outputs[1], Layout.PIXEL_SUMS)
+    window = window_of(node, x.spec.shape, codes.spec.shape)
+    tiles = codes.spec.shape[3]
+    scratch_row = encode_kernel.WINDOWS * projection.shape[1] + encode_kernel.READ_BEYOND
+    scratch = builder.scratch((builder.slots, scratch_row), np.uint8)
+    squares_row = min(encode_kernel.LONGEST_RUN, window.ow) * tiles + encode_kernel.READ_BEYOND
+    squares = builder.scratch((builder.slots, squares_row), np.int32)
+    cost = _NS_PER_POSITION + projection.size * _NS_PER_PROJECTION
+
+    def bind(inputs: Sequence[Array], outputs: Sequence[Array]) -> Work:
+        values = _encode_values(node, packed, window, -layout.low, projection.shape, tile_size)
+        values |= dict(zip(("codes", "norms", "sums", "scratch", "squares"), outputs, strict=True))
+        values["x"] = inputs[0]
+        if window.kh * window.kw == 1 and any(node.attributes["pads"]):
+            values |= _ring(values, window, tiles)
+        call = NativeCall(encode_kernel.lsh_encode_integer(), *make_arguments(encode_kernel.ARGUMENTS, values))
+        return Work(call, outputs[2].size, cost)
+
+    builder.add(node, [x], [codes, norms, sums, scratch, squares], bind)
+
+
+def _quantised(node: Node) -> Quantised:
+    """How an encoder's image is quantised."""
+    return Quantised(*(node.attributes[name] for name in ("exponent", "low", "high")))
+
+
+def _encode_values(
+    node: Node,
+    packed: PackedIntegerProjection,
+    window: Window,
+    zero: int,
+    projection: Sequence[int],
+    tile_size: int,
+) -> dict[str, Any]:
+    """Fields of the encoder's record but for its arrays in the arena."""
+    k, features = projection
+    code = -(-k // 8)
+    return {
+        **window._asdict(),
+        "zeros": np.full(window.c + encode_kernel.READ_BEYOND, zero, np.uint8),
+        "slots": packed.slots if packed.slots.size else 0,
+        "projection": packed.weights,
+        "start": packed.start,
+        "centre": packed.centre,
+        "present": packed.present,
+        "ring_codes": 0,
+        "ring_norms": 0,
+        "ring_sums": 0,
+        "features": features,
+        "tile_size": tile_size,
+        "tiles": packed.start.shape[0],
+        "fours": packed.weights.size // packed.start.size,
+        "sixteens": packed.centre.shape[1] // 16,
+        "lanes": packed.start.shape[1],
+        "code": code,
+        "repeat": code // group_of(code),
+        "scratch_row": encode_kernel.WINDOWS * features + encode_kernel.READ_BEYOND,
+        "squares_row": min(encode_kernel.LONGEST_RUN, window.ow) * packed.start.shape[0] + encode_kernel.READ_BEYOND,
+        "norm_scale": float(np.float32(node.attributes["norm_scale"])),
+    }
+
+
+def _ring(values: dict[str, Any], window: Window, tiles: int) -> dict[str, Array]:
+    """A row of pad pixels, by the kernel itself: codes, norms and sums."""
+    row = {
+        "codes": np.zeros((window.ow, tiles * values["code"]), np.uint8),
+        "norms": np.zeros((window.ow, tiles * values["repeat"]), np.uint8),
+        "sums": np.zeros(window.ow, np.int32),
+    }
+    one = Window(1, 1, window.c, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0)
+    pixel = values | row | one._asdict() | {"x": values["zeros"]}
+    call = NativeCall(encode_kernel.lsh_encode_integer(), *make_arguments(encode_kernel.ARGUMENTS, pixel))
+    call(0, 1, 0)
+    for array in row.values():
+        array[1:] = array[0]
+    return {f"ring_{name}": array for name, array in row.items()}
+
+
+def emit_conv(node: Node, builder: PlanBuilder) -> None:
+    """``LshConvInteger`` and ``LshConvAddInteger``: codes and norms to an image."""
+    weight_codes, scale, bias = (builder.initializer(name) for name in node.inputs[2:5])
+    dilations, strides = node.attributes["dilations"], node.attributes["strides"]
+    packed = builder.once(node.outputs[0], lambda: pack_integer_codes(weight_codes, scale, bias, dilations[1]))
+    code = weight_codes.shape[-1]
+    inputs = [
+        builder.read(node.inputs[0], Layout.PLAIN),
+        builder.read(node.inputs[1], norm_layout(code)),
+        builder.read(node.inputs[1], Layout.PIXEL_SUMS),
+    ]
+    if node.op_type == opset.LSH_CONV_ADD_INTEGER:
+        inputs.append(builder.read(node.inputs[5], Layout.CHANNELS_LAST))
+    n, o, oh, ow = builder.spec(node.outputs[0]).shape
+    _, h, w, tiles = builder.spec(node.inputs[1]).shape
+    halves = builder.scratch((n * oh * ow,), np.float32)
+    written, outputs = _outputs(node.outputs[0], builder)
+    offsets, masks, taps = find_terms(weight_codes.shape[1:], dilations, w)
+    starts = (np.arange(oh)[:, None] * (strides[0] * w) + np.arange(ow) * strides[1]).astype(np.intp)
+    constants = {
+        "weights": packed.weights, "offsets": offsets, "masks": masks, "taps": taps, "starts": starts,
+        "scale": packed.scale, "bias": packed.bias, "doubled": packed.doubled,
+        "terms": offsets.size, "tap_count": taps.size, "area": oh * ow, "row": ow, "stride": strides[1],
+        "image": h * w, "pixel": tiles * (code // group_of(code)), "outputs": o,
+        "half_length": node.attributes["hash_length"] / 2,
+        "low": np.float32(node.attributes["clip_min"]), "high": np.float32(node.attributes["clip_max"]),
+        **rounding_of(next((layout for layout in written if isinstance(layout, Quantised)), Quantised(0, 0, 255))),
+    }  # fmt: skip
+
+    def bind(arrays: Sequence[Array], outs: Sequence[Array]) -> Work:
+        values = constants | dict(zip(("codes", "norms", "sums"), arrays, strict=False))
+        values |= {"residual": arrays[3] if len(arrays) == 4 else 0, "out": 0, "quantised": 0, "halves": outs[-1]}
+        for layout, array in zip(written, outs, strict=False):
+            values["quantised" if isinstance(layout, Quantised) else "out"] = array
+        address = conv_kernel.lsh_conv_integer(group_of(code))
+        call = NativeCall(address, *make_arguments(conv_kernel.ARGUMENTS, values))
+        return Work(call, n * oh * ow, o * offsets.size * group_of(code) * _NS_PER_DISTANCE)
+
+    builder.add(node, inputs, [*outputs, halves], bind)
+
+
+def _outputs(name: str, builder: PlanBuilder) -> tuple[list[Layout | Quantised], list[Any]]:
+    """The layouts in which a layer writes its image, and their buffers.
+
+    Bytes where an encoder reads it; float32 where anything else does, or a second encoder that
+    quantises it in another way.
+    """
+    readers = builder.consumers(name)
+    encoders = [node for node in readers if node.op_type == opset.LSH_ENCODE_INTEGER and node.domain == opset.DOMAIN]
+    quantised = list(dict.fromkeys(_quantised(node) for node in encoders))
+    written: list[Layout | Quantised] = list(quantised[:1])
+    if len(encoders) < len(readers) or name in builder.wanted or len(quantised) != 1:
+        written.append(Layout.CHANNELS_LAST)
+    return written, [builder.write(name, layout) for layout in written]
