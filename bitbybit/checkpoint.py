@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from bitbybit.errors import CheckpointError, ConfigError
-from bitbybit.nn import PATCH, PIXEL
 from bitbybit.patching import COMMON, HASHABLE, HashConfig, hash_config_of, patch_model
+from bitbybit.spec import INTEGER, PATCH, PIXEL
 from bitbybit.training.run_folder import RunFolder
 from bitbybit.utils.files import atomic_path, sha256, write_json
 from bitbybit.utils.models import MODELS, load_checked, load_state_dict_file
@@ -148,7 +148,7 @@ def guess_model(path: Path, state: dict[str, Tensor]) -> str:
     fitting = []
     for name, build in MODELS.items():
         own = build().state_dict()
-        if all(key in state and state[key].shape == value.shape for key, value in own.items()):
+        if all(_holds(state, key, value) for key, value in own.items()):
             fitting.append(name)
     if not fitting:
         raise CheckpointError(
@@ -157,6 +157,15 @@ def guess_model(path: Path, state: dict[str, Tensor]) -> str:
         )
     named = [name for name in fitting if path.stem.startswith(name)]
     return (named or fitting)[0]
+
+
+def _holds(state: dict[str, Tensor], key: str, value: Tensor) -> bool:
+    """Whether a state dict has a backbone's parameter, or the codes of a layer in integer arithmetic in its place."""
+    if key in state:
+        return state[key].shape == value.shape
+    layer, _, name = key.rpartition(".")
+    codes = state.get(f"{layer}.code_weight")
+    return name == "weight" and codes is not None and len(codes) == len(value)
 
 
 def guess_hash_config(model: nn.Module, state: dict[str, Tensor]) -> HashConfig:
@@ -187,6 +196,8 @@ def guess_hash_config(model: nn.Module, state: dict[str, Tensor]) -> HashConfig:
                 "the checkpoint is incomplete, save it again"
             )
         config[layer] = _guess_layer(layers[layer], grid, centred=f"{layer}.centre" in state)
+        if f"{layer}.code_weight" in state:
+            config[layer]["arithmetic"] = INTEGER
     if any(settings.get("tiling") == PIXEL for settings in config.values()):
         for layer in grids:
             weight = layers[layer].weight

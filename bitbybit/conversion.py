@@ -25,6 +25,7 @@ from bitbybit.patching import HashConfig, hash_layers, patch_model
 IntegerLayer = IntegerHashConv2d | IntegerHashLinear
 BLOCK_FEATURES = 2304  # sign features fitted at once: their products take 21 MB
 SAMPLE_BYTES = 1 << 30  # of sampled sign features in memory
+UNFOLDED_BYTES = 1 << 27  # of the windows of a few images, from which positions are taken
 NORM_QUANTILE = 0.999
 SWEEPS = 20  # over the bits; fewer where nothing flips any more
 RIDGE = 1e-3  # of the mean square feature, for the real-valued start
@@ -125,9 +126,7 @@ def _value(model: nn.Module, name: str, images: Tensor, *, of_input: bool, batch
         raise _Reached
 
     module = model.get_submodule(name)
-    handle = (
-        module.register_forward_pre_hook(keep_input) if of_input else module.register_forward_hook(keep_output)
-    )
+    handle = module.register_forward_pre_hook(keep_input) if of_input else module.register_forward_hook(keep_output)
     try:
         for part in images.split(batch):
             try:
@@ -155,7 +154,7 @@ def set_quantisation(layer: IntegerLayer, x: Tensor) -> None:
     sample = image.flatten()[:: max(1, image.numel() // 1_000_000)].double()
     errors = {}
     for exponent in range(most, most + 4):  # a finer grid clips more
-        grid = torch.ldexp(torch.ldexp(sample, torch.tensor(exponent)).round().clamp(low, high), torch.tensor(-exponent))
+        grid = (sample * 2.0**exponent).round().clamp(low, high) * 2.0**-exponent
         errors[exponent] = float((grid - sample).square().mean())
     layer.input_exponent.fill_(min(errors, key=lambda e: errors[e]))
     if layer.spec.centring:
@@ -212,7 +211,7 @@ def fit_codes(
     latent *= LATENT_MEAN / latent.abs().mean(0, keepdim=True).clamp_min(1e-12)
     o, _, kh, kw = layer.code_weight.shape
     layer.code_weight.copy_(latent.T.reshape(o, -1, kh, kw))
-    layer.scale.copy_(scale)
+    layer.gain.copy_(scale / layer.unit)
     layer.bias.copy_(wanted_mean - (phi_mean @ codes) * scale)
     assert outputs == o
     return float(lost.mean())
@@ -227,19 +226,22 @@ def _samples(layer: IntegerLayer, image: Tensor, y: Tensor, positions: int, seed
     """Sign features float32[m, t * k * kh * kw], in 0..1, and wanted answers float32[m, o] at random positions."""
     o, channels, kh, kw = layer.code_weight.shape
     stride, dilation = layer._dot_geometry()
-    wanted = y.reshape(-1, y.shape[-1])[:, :, None, None] if isinstance(layer, IntegerHashLinear) else y
-    n, _, oh, ow = wanted.shape
+    wanted = y.reshape(-1, o, 1, 1) if isinstance(layer, IntegerHashLinear) else y
+    n, places = len(wanted), wanted.shape[2] * wanted.shape[3]
     limit = max(1, SAMPLE_BYTES // (4 * channels * kh * kw))
-    each = min(oh * ow, max(1, math.ceil(min(positions, limit) / n)))
+    each = min(places, max(1, math.ceil(min(positions, limit) / n)))
     generator = torch.Generator().manual_seed(seed)
-    phi = torch.empty(n * each, channels * kh * kw)
-    targets = torch.empty(n * each, o)
-    for i in range(n):
-        chosen = torch.randperm(oh * ow, generator=generator)[:each]
-        features = F.unfold(layer.sign_features(image[i : i + 1]), (kh, kw), dilation, 0, stride)[0]
-        phi[i * each : (i + 1) * each] = features[:, chosen].T
-        targets[i * each : (i + 1) * each] = wanted[i].flatten(1)[:, chosen].T
-    return phi, targets
+    batch = max(1, UNFOLDED_BYTES // (4 * channels * kh * kw * places))
+    features, targets = [], []
+    for first in range(0, n, batch):
+        part = layer.sign_features(image[first : first + batch])
+        chosen = torch.stack([torch.randperm(places, generator=generator)[:each] for _ in range(len(part))])
+        columns = F.unfold(part, (kh, kw), dilation, 0, stride)
+        answers = wanted[first : first + batch].flatten(2)
+        for found, values in ((features, columns), (targets, answers)):
+            picked = values.gather(2, chosen.unsqueeze(1).expand(-1, values.shape[1], -1))
+            found.append(picked.transpose(1, 2).flatten(0, 1))
+    return torch.cat(features), torch.cat(targets)
 
 
 def _ridge(gram: Tensor, cross: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ class _IntegerHashLayer(nn.Module):
         tile_size: features in a tile; the last may be smaller.
         tiles: number of tiles.
         code_weight: float32[o, tiles * k, kh, kw], latent; a weight's bit is 1 where it is ``>= 0``.
-        scale: float32[o].
+        gain: float32[o]; ``scale`` follows from it.
         bias: float32[o].
         centre: float32[c], subtracted from the input, in its units.
         input_exponent: int64[]; the input is rounded to multiples of ``2 ** -input_exponent``.
@@ -168,7 +168,7 @@ class _IntegerHashLayer(nn.Module):
             for start in range(0, self.features, tile)
         )
         self.code_weight = nn.Parameter(torch.zeros(outputs, self.tiles * spec.hash_length, *kernel))
-        self.scale = nn.Parameter(torch.ones(outputs))
+        self.gain = nn.Parameter(torch.ones(outputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.register_buffer("centre", torch.zeros(channels))
         self.register_buffer("input_exponent", torch.tensor(4))
@@ -180,6 +180,16 @@ class _IntegerHashLayer(nn.Module):
         """Every kernel, input tile by input tile."""
         for row in self.hash_kernels:
             yield from row  # type: ignore[misc]
+
+    @property
+    def unit(self) -> Tensor:
+        """What ``acc`` counts, for one vector, in the units of the answer, divided by k: float32[]."""
+        return torch.ldexp(1 / (self.norm_scale * self.spec.hash_length), -self.input_exponent)
+
+    @property
+    def scale(self) -> Tensor:
+        """``y = acc * scale + bias``: float32[o], of the size of a weight where ``gain`` is trained."""
+        return self.gain * self.unit
 
     def input_range(self) -> tuple[int, int]:
         """Least and greatest quantised input."""
@@ -356,7 +366,7 @@ class _IntegerHashLayer(nn.Module):
             x: float32[n, c, h, w]; for a linear layer float32[..., features].
 
         Returns:
-            bits bool[n, oh, ow, t, k] and norms uint8[n, oh, ow, t], over the padded grid of pixels or over the windows.
+            bits bool[n, oh, ow, t, k] and norms uint8[n, oh, ow, t], over the padded grid of pixels or the windows.
         """
         v = self._vectors(self._as_image(x))
         _, stride, dilation = self._encode_geometry()
@@ -523,8 +533,7 @@ def set_tied_codes(layer: IntegerHashConv2d | IntegerHashLinear, weight: Tensor,
     latent = latent / latent.abs().mean().clamp_min(1e-12) * LATENT_MEAN
     layer.code_weight.copy_(latent.permute(2, 3, 0, 1))
     # E[sign sign] is 2 / pi times the cosine for nearly orthogonal vectors.
-    norm = energy / layer.tiles * (math.pi / 2) / layer.spec.hash_length
-    layer.scale.copy_(norm / (torch.ldexp(torch.ones(()), layer.input_exponent) * layer.norm_scale))
+    layer.gain.copy_(energy / layer.tiles * (math.pi / 2))
     layer.bias.copy_(bias if bias is not None else torch.zeros(o))
 
 

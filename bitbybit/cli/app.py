@@ -8,8 +8,8 @@ from typing import cast
 
 import typer
 
+from bitbybit.cli import allocate, bench, convert, demo, inspect, noise, publish, score, train, verify
 from bitbybit.cli import compile as compile_command
-from bitbybit.cli import demo, inspect, publish, score, train, verify
 from bitbybit.cli import run as run_command
 from bitbybit.cli.console import print_error
 
@@ -27,11 +27,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
+app.command("allocate")(allocate.allocate)
+app.command("convert")(convert.convert)
 app.command("compile")(compile_command.compile_)
 app.command("inspect")(inspect.inspect)
 app.command("run")(run_command.run)
 app.command("verify")(verify.verify)
 app.command("score")(score.score)
+app.command("noise")(noise.noise)
+app.command("bench")(bench.bench)
 app.command("publish")(publish.publish)
 app.command("demo")(demo.demo)
 

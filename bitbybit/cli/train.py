@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from bitbybit.cli import hashing
 from bitbybit.cli.allocator import keep_freed_memory
 from bitbybit.cli.console import output, percent, progress_bar
 
@@ -26,19 +27,22 @@ def train(
     data_dir: str = typer.Option("data", help="Folder with DATASET.npz, or for torchvision's download."),
     dataset: str = typer.Option("", help="Data set; by default from the backbone's name."),
     weights: str = typer.Option("", help="State dict to start from (the float network)."),
-    hash_config: Path | None = typer.Option(None, help="JSON file with a configuration for every layer."),
-    kernel: str = typer.Option("learned_projection", help="learned_projection or random_projection."),
-    hash_length: int = typer.Option(64, "--hash-length", "-k", help="Bits in one code."),
-    tiling: str = typer.Option("pixel", help="pixel or patch."),
-    tile: int = typer.Option(16, help="Features that one hash covers; 0: all."),
-    output_tile: int = typer.Option(0, help="Outputs that share a projection; 0: all."),
-    centring: bool = typer.Option(True, help="Hash x minus its mean."),
-    orthogonal: bool = typer.Option(True, help="Draw projections in orthogonal blocks."),
+    start: str = typer.Option("", help="State dict of the hashed network to start from, as 'convert' makes it."),
+    hash_config: Path | None = hashing.HASH_CONFIG,
+    kernel: str = hashing.KERNEL,
+    hash_length: int = hashing.HASH_LENGTH,
+    tiling: str = hashing.TILING,
+    tile: int = hashing.TILE,
+    output_tile: int = hashing.OUTPUT_TILE,
+    centring: bool = hashing.CENTRING,
+    orthogonal: bool = hashing.ORTHOGONAL,
+    arithmetic: str = hashing.ARITHMETIC,
     epochs: int = typer.Option(10, help="Passes over the training images."),
     batch_size: int = typer.Option(128, help="Images in a step."),
     optimizer: str = typer.Option("", help="adam or sgd. [default: adam, sgd with --float]"),
     lr: float | None = typer.Option(None, help="Peak rate of weights. [default: 0.001, 0.2 with --float]"),
     lr_projection: float = typer.Option(1e-4, help="Peak rate of learned projections."),
+    lr_codes: float = typer.Option(1e-3, help="Peak rate of latent weight codes (integer arithmetic)."),
     weight_decay: float | None = typer.Option(None, help="[default: 0, 0.0005 with --float]"),
     warmup: float | None = typer.Option(None, help="Share of rising steps. [default: 0.05, 0.2 with --float]"),
     label_smoothing: float = typer.Option(0.0, help="Of the cross entropy."),
@@ -58,7 +62,7 @@ def train(
     from bitbybit.training import TrainOptions
 
     if export is not None:
-        _check_export(export)
+        check_export(export)
     defaults: dict[str, Any] = FLOAT_DEFAULTS if float_ else HASHED_DEFAULTS
     given: dict[str, Any] = {
         "optimizer": optimizer or None,
@@ -71,24 +75,18 @@ def train(
         dataset=dataset,
         data_dir=data_dir,
         weights=weights,
+        start=start,
         hash_config=None
         if float_
-        else _config(
+        else hashing.checked_config(
             model,
             hash_config,
-            {
-                "hash_kernel_type": kernel,
-                "hash_length": hash_length,
-                "input_tile_size": tile or None,
-                "output_tile_size": output_tile or None,
-                "tiling": tiling,
-                "centring": centring,
-                "orthogonal": orthogonal,
-            },
+            hashing.common_settings(kernel, hash_length, tiling, tile, output_tile, centring, orthogonal, arithmetic),
         ),
         epochs=epochs,
         batch_size=batch_size,
         lr_projection=lr_projection,
+        lr_codes=lr_codes,
         label_smoothing=label_smoothing,
         distill=distill,
         temperature=temperature,
@@ -115,7 +113,7 @@ def train(
     )
 
 
-def _check_export(path: Path) -> None:
+def check_export(path: Path) -> None:
     """Refuses now what would fail after hours of training."""
     from bitbybit.errors import ConfigError
 
@@ -152,16 +150,6 @@ def card_of(summary: dict[str, Any]) -> dict[str, Any]:
     card = {key: summary[key] for key in keys if key in summary}
     card["options"] = {k: v for k, v in summary["options"].items() if k not in ("data_dir", "hash_config", "weights")}
     return card
-
-
-def _config(model: str, path: Path | None, common: dict[str, Any]) -> dict[str, Any]:
-    from bitbybit.checkpoint import read_hash_config
-    from bitbybit.patching import plan_patch
-    from bitbybit.utils.models import get_backbone
-
-    config = read_hash_config(path) if path else {"common_params": common}
-    plan_patch(get_backbone(model, pretrained=False), config)  # refuse now what would fail after loading data
-    return config
 
 
 def train_with_progress(options: Any, folder: Path, *, resume: bool = False, quiet: bool = False) -> Any:

@@ -50,11 +50,13 @@ def learning_rate_factor(step: int, total: int, warmup: float) -> float:
 
 
 def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
-    """Adam or SGD over three groups: projections, decayed weights, everything else."""
-    projections, decayed, rest = [], [], []
+    """Adam or SGD over four groups: projections, latent codes, decayed weights, everything else."""
+    projections, codes, decayed, rest = [], [], [], []
     for name, parameter in model.named_parameters():
         if name.endswith("_learnable_projection_matrix"):
             projections.append(parameter)
+        elif name.endswith("code_weight"):
+            codes.append(parameter)
         elif parameter.ndim >= 2:
             decayed.append(parameter)
         else:
@@ -63,6 +65,7 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optim
         {"params": decayed, "lr": options.lr, "weight_decay": options.weight_decay},
         {"params": rest, "lr": options.lr, "weight_decay": 0.0},
         {"params": projections, "lr": options.lr_projection, "weight_decay": 0.0},
+        {"params": codes, "lr": options.lr_codes, "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]
     if options.optimizer == "sgd":

@@ -18,12 +18,15 @@ class TrainOptions:
         data_dir: folder of the data set.
         weights: state dict to start from; the float teacher of a hashed run. Empty: whatever
             ``get_backbone`` finds for a hashed run, random initialisation for a float run.
+        start: state dict of a hashed network to start from, as ``bitbybit convert`` makes it; empty: the float
+            network is converted first.
         hash_config: configuration for ``patch_model``; None trains the float network.
         epochs: passes over the training images.
         batch_size: images in a step.
         optimizer: ``"adam"`` or ``"sgd"`` (Nesterov, momentum 0.9).
         lr: peak learning rate of weights, biases and batch norm.
         lr_projection: peak learning rate of learned projections.
+        lr_codes: peak learning rate of latent weight codes (integer arithmetic).
         weight_decay: L2 penalty on convolution and linear weights.
         warmup: share of the steps in which the rate rises linearly; then it falls as a cosine.
         label_smoothing: of the cross entropy.
@@ -42,12 +45,14 @@ class TrainOptions:
     dataset: str = ""
     data_dir: str = "data"
     weights: str = ""
+    start: str = ""
     hash_config: dict[str, Any] | None = None
     epochs: int = 10
     batch_size: int = 128
     optimizer: str = "adam"
     lr: float = 1e-3
     lr_projection: float = 1e-4
+    lr_codes: float = 1e-3
     weight_decay: float = 0.0
     warmup: float = 0.05
     label_smoothing: float = 0.0
@@ -65,7 +70,7 @@ class TrainOptions:
         for name in ("epochs", "batch_size", "calibration"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("lr", "lr_projection", "weight_decay", "temperature", "holdout"):
+        for name in ("lr", "lr_projection", "lr_codes", "weight_decay", "temperature", "holdout"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}: expected a value of 0 or more, got {getattr(self, name)}")
         for name in ("distill", "warmup", "label_smoothing"):

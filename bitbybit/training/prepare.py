@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bitbybit.training.options import TrainOptions
-from bitbybit.utils.data import ImageDataset, dataset_spec, load_arrays, make_loader, split_holdout
-from bitbybit.utils.models import get_backbone
+from bitbybit.utils.data import ImageDataset, dataset_spec, load_arrays, make_loader, normalise, split_holdout
+from bitbybit.utils.models import get_backbone, load_checked, load_state_dict_file
 
 
 @dataclass
@@ -46,26 +47,61 @@ def prepare(options: TrainOptions) -> Prepared:
     Raises:
         BitbybitError: the data set, weights or configuration cannot be used.
     """
-    spec = dataset_spec(options.dataset)
-    arrays = load_arrays(options.dataset, options.data_dir)
-    holdout = min(options.holdout, len(arrays.train_y) // 5)
-    kept, held = split_holdout(arrays.train_y, holdout)
+    data = _Data(options)
     device = pick_device(options.device)
-
-    def dataset(x, y, **kwargs) -> ImageDataset:
-        return ImageDataset(x, y, spec.mean, spec.std, seed=options.seed, flip=spec.flip, **kwargs)
-
-    train = make_loader(
-        dataset(arrays.train_x[kept], arrays.train_y[kept], augment=True), options.batch_size, shuffle=True
-    )
-    val = make_loader(dataset(arrays.train_x[held], arrays.train_y[held]), 256, shuffle=False) if len(held) else None
-    test = make_loader(dataset(arrays.test_x, arrays.test_y), 256, shuffle=False)
-    sample = torch.randperm(len(kept), generator=torch.Generator().manual_seed(options.seed))
-    calibration, _ = dataset(arrays.train_x, arrays.train_y).__getitems__(
-        kept[sample[: options.calibration].numpy()].tolist()
-    )
+    train = make_loader(data.part(data.kept, augment=True), options.batch_size, shuffle=True)
+    val = make_loader(data.part(data.held), 256, shuffle=False) if len(data.held) else None
+    calibration = data.sample()
     model, teacher = _networks(options, calibration.to(device), device)
-    return Prepared(model, teacher, train, val, test, calibration, device)
+    return Prepared(model, teacher, train, val, test_loader(options), calibration, device)
+
+
+class _Data:
+    """A data set with its training part split as the options say."""
+
+    def __init__(self, options: TrainOptions) -> None:
+        self.options, self.spec = options, dataset_spec(options.dataset)
+        self.arrays = load_arrays(options.dataset, options.data_dir)
+        holdout = min(options.holdout, len(self.arrays.train_y) // 5)
+        self.kept, self.held = split_holdout(self.arrays.train_y, holdout)
+
+    def part(self, chosen: np.ndarray, *, augment: bool = False) -> ImageDataset:
+        """Some training images."""
+        spec = self.spec
+        return ImageDataset(
+            self.arrays.train_x[chosen],
+            self.arrays.train_y[chosen],
+            spec.mean,
+            spec.std,
+            augment=augment,
+            flip=spec.flip,
+            seed=self.options.seed,
+        )
+
+    def sample(self) -> Tensor:
+        """Training images to calibrate with, not augmented: float32[n, 3, h, w]."""
+        order = torch.randperm(len(self.kept), generator=torch.Generator().manual_seed(self.options.seed))
+        chosen = self.kept[order[: self.options.calibration].numpy()]
+        return normalise(self.arrays.train_x[chosen], self.spec.mean, self.spec.std)
+
+
+def training_sample(options: TrainOptions) -> Tensor:
+    """The images that a run with these options would calibrate with: float32[n, 3, h, w].
+
+    Raises:
+        BitbybitError: the data set cannot be used.
+    """
+    return _Data(options).sample()
+
+
+def test_loader(options: TrainOptions) -> DataLoader:
+    """The whole test split, in batches.
+
+    Raises:
+        BitbybitError: the data set cannot be used.
+    """
+    spec, arrays = dataset_spec(options.dataset), load_arrays(options.dataset, options.data_dir)
+    return make_loader(ImageDataset(arrays.test_x, arrays.test_y, spec.mean, spec.std), 256, shuffle=False)
 
 
 def _networks(options: TrainOptions, calibration: Tensor, device: torch.device) -> tuple[nn.Module, nn.Module | None]:
@@ -74,13 +110,26 @@ def _networks(options: TrainOptions, calibration: Tensor, device: torch.device) 
     model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if not hashed:
         return model, None
-    from bitbybit.calibration import calibrate
-    from bitbybit.patching import patch_model
-
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
-    patch_model(model, options.hash_config)
-    calibrate(model, calibration)
+    start_hashed(model, teacher, options, calibration)
     return model, teacher
+
+
+def start_hashed(model: nn.Module, teacher: nn.Module, options: TrainOptions, calibration: Tensor) -> None:
+    """Patches a network and gives it what data tell before any training; changed in place."""
+    from bitbybit.calibration import calibrate
+    from bitbybit.conversion import fit_layers
+    from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
+    from bitbybit.patching import hash_layers, patch_model
+
+    patch_model(model, options.hash_config)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if options.start:
+        load_checked(model, load_state_dict_file(options.start), options.start)
+    elif any(isinstance(layer, IntegerHashConv2d | IntegerHashLinear) for layer in hash_layers(model).values()):
+        fit_layers(model, teacher, calibration, seed=options.seed)
+    else:
+        calibrate(model, calibration)
 
 
 @torch.no_grad()

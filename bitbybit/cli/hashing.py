@@ -1,0 +1,56 @@
+"""How layers are hashed, as options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+KERNEL = typer.Option("learned_projection", help="learned_projection or random_projection.")
+HASH_LENGTH = typer.Option(64, "--hash-length", "-k", help="Bits in one code.")
+TILING = typer.Option("pixel", help="pixel or patch.")
+TILE = typer.Option(16, help="Features that one hash covers; 0: all.")
+OUTPUT_TILE = typer.Option(0, help="Outputs that share a projection; 0: all (float arithmetic only).")
+CENTRING = typer.Option(True, help="Hash x minus its mean.")
+ORTHOGONAL = typer.Option(True, help="Draw projections in orthogonal blocks.")
+ARITHMETIC = typer.Option("integer", help="integer (fast and most accurate) or float (cosine of angles).")
+HASH_CONFIG = typer.Option(None, help="JSON file with a configuration for every layer, instead of these options.")
+
+
+def common_settings(
+    kernel: str,
+    hash_length: int,
+    tiling: str,
+    tile: int,
+    output_tile: int,
+    centring: bool,
+    orthogonal: bool,
+    arithmetic: str,
+) -> dict[str, Any]:
+    """The options as the entry that ``patch_model`` takes for every layer."""
+    return {
+        "hash_kernel_type": kernel,
+        "hash_length": hash_length,
+        "input_tile_size": tile or None,
+        "output_tile_size": output_tile or None,
+        "tiling": tiling,
+        "centring": centring,
+        "orthogonal": orthogonal,
+        "arithmetic": arithmetic,
+    }
+
+
+def checked_config(model: str, path: Path | None, common: dict[str, Any]) -> dict[str, Any]:
+    """The configuration from a file or from the options, refused now where it does not fit the backbone.
+
+    Raises:
+        ConfigError: the file or a setting cannot be used.
+    """
+    from bitbybit.checkpoint import read_hash_config
+    from bitbybit.patching import patch_model
+    from bitbybit.utils.models import get_backbone
+
+    config = read_hash_config(path) if path else {"common_params": common}
+    patch_model(get_backbone(model, pretrained=False), config)
+    return config
