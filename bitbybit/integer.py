@@ -19,19 +19,14 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 
 from bitbybit.disturbance import Disturbance
 from bitbybit.errors import ConfigError
 from bitbybit.kernel import HashKernel, kernel_factory
 from bitbybit.layer_geometry import output_size, pads_of, pair
+from bitbybit.sign_features import SIGN_SLOPE, Round, SignFeatures, SignLatent, integer_cpu, is_compiled
 from bitbybit.spec import PIXEL, HashSpec
-
-try:
-    from bitbybit import integer_cpu
-except ImportError:  # no Numba: the same numbers from torch operators
-    integer_cpu = None  # type: ignore[assignment]
 
 UNSIGNED, SIGNED = (0, 255), (-128, 127)
 NORM_LIMIT = 255  # a norm is one byte
@@ -39,80 +34,6 @@ PROJECTION_LIMIT = 127  # an entry of P is one signed byte
 SQUARE_LIMIT = 255**2  # of a centred value
 EXACT_LIMIT = 1 << 24  # float32 holds every whole number up to here
 TILE_LIMIT = (EXACT_LIMIT - 1) // (NORM_LIMIT * PROJECTION_LIMIT)  # features in a tile
-# For z ~ N(0, 1) the best straight line through sign(z) has this slope.
-SIGN_SLOPE = math.sqrt(2 / math.pi)
-
-
-def _is_compiled(values: Tensor) -> bool:
-    """Whether the compiled loops take a computation: bfloat16 on a CPU, and something to compute."""
-    return (
-        integer_cpu is not None
-        and values.dtype == torch.bfloat16
-        and values.device.type == "cpu"
-        and values.numel() > 0
-    )
-
-
-class _SignLatent(Function):
-    """``sign`` of latent values with ``sign(0) = +1``; the gradient passes where ``|value| <= 1``."""
-
-    @staticmethod
-    def forward(ctx, latent: Tensor) -> Tensor:
-        ctx.save_for_backward(latent)
-        return torch.where(latent >= 0, 1.0, -1.0).to(latent.dtype)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        (latent,) = ctx.saved_tensors
-        return grad * (latent.abs() <= 1)
-
-
-class _Round(Function):
-    """Rounds half to even and clamps; the gradient passes within the limits."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, low: int, high: int) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.limits = low - 0.5, high + 0.5
-        return x.round().clamp_(low, high)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        low, high = ctx.limits
-        return grad.masked_fill((x < low) | (x > high), 0), None, None
-
-
-class _SignFeatures(Function):
-    """``n sign(P v)``, with the gradient of the straight line ``slope P v`` through it.
-
-    The slope is that of the best line for Gaussian projections, so that the gradient is unbiased in the mean.
-    """
-
-    @staticmethod
-    def forward(ctx, v: Tensor, projection: Tensor, norms: Tensor, slope: float, geometry: tuple, offset) -> Tensor:
-        stride, dilation = geometry
-        z = F.conv2d(v, projection, stride=stride, dilation=dilation)
-        if offset is not None:
-            z = z + offset
-        ctx.save_for_backward(v, projection)
-        ctx.slope, ctx.geometry = slope, geometry
-        if _is_compiled(z):
-            assert integer_cpu is not None
-            return integer_cpu.apply_signs(z, norms)
-        wide = norms.repeat_interleave(projection.shape[0] // norms.shape[1], 1) if norms.shape[1] > 1 else norms
-        return torch.where(z >= 0, wide, -wide)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple:
-        v, projection = ctx.saved_tensors
-        stride, dilation = ctx.geometry
-        grad_v, grad_p, _ = torch.ops.aten.convolution_backward(
-            grad, v, projection, None, list(stride), [0, 0], list(dilation), False, [0, 0], 1,
-            [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False],
-        )  # fmt: skip
-        grad_v = None if grad_v is None else grad_v.mul_(ctx.slope)
-        return grad_v, None if grad_p is None else grad_p.mul_(ctx.slope), None, None, None, None
 
 
 class _IntegerHashLayer(nn.Module):
@@ -208,7 +129,7 @@ class _IntegerHashLayer(nn.Module):
         for kernel in self.kernels():
             p = kernel.projection_matrix
             peak = p.detach().abs().amax(1, keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
-            found.append(_Round.apply(p * (PROJECTION_LIMIT / peak), -PROJECTION_LIMIT, PROJECTION_LIMIT))
+            found.append(Round.apply(p * (PROJECTION_LIMIT / peak), -PROJECTION_LIMIT, PROJECTION_LIMIT))
         return found
 
     @torch.no_grad()
@@ -231,7 +152,7 @@ class _IntegerHashLayer(nn.Module):
 
     def quantise(self, x: Tensor) -> Tensor:
         """``clamp(round(x 2^e))``: whole numbers as float32, in the shape of x."""
-        return _Round.apply(torch.ldexp(x, self.input_exponent), *self.input_range())
+        return Round.apply(torch.ldexp(x, self.input_exponent), *self.input_range())
 
     def extra_repr(self) -> str:
         return f"{tuple(self.code_weight.shape)}, tiles={self.tiles}, {self.spec}"
@@ -312,7 +233,7 @@ class _IntegerHashLayer(nn.Module):
             width = int(mask.sum() / mask.shape[0])
             slope = SIGN_SLOPE * math.sqrt(width) * float(self.norm_scale) / max(float(lengths), 1e-12)
             features.append(
-                _SignFeatures.apply(
+                SignFeatures.apply(
                     part.to(dtype), projection.to(dtype), norms.to(dtype), slope, (stride, dilation), offset
                 )
             )
@@ -331,7 +252,7 @@ class _IntegerHashLayer(nn.Module):
 
     def _centred(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """What is hashed, and its norms where they come with it."""
-        if dtype != torch.bfloat16 or not _is_compiled(x[:1].to(dtype)):
+        if dtype != torch.bfloat16 or not is_compiled(x[:1].to(dtype)):
             return self._vectors(x), None
         assert integer_cpu is not None
         one = math.prod(self._encode_geometry()[0]) == 1 and self._encode_geometry()[1] == (1, 1)
@@ -348,7 +269,7 @@ class _IntegerHashLayer(nn.Module):
             dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
             with torch.autocast(x.device.type, enabled=False):
                 features = self.sign_features(x, dtype)
-                weight = _SignLatent.apply(self.code_weight) * self.scale.view(-1, 1, 1, 1)
+                weight = SignLatent.apply(self.code_weight) * self.scale.view(-1, 1, 1, 1)
                 return F.conv2d(features, weight.to(dtype), self.bias.to(dtype), stride=stride, dilation=dilation)
         with torch.autocast(x.device.type, enabled=False):
             acc = self._correlate(self.sign_features(x.float()))

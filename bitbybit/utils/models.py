@@ -1,4 +1,4 @@
-"""Backbones of the hackathon: ResNet-20 and VGG11-BN for CIFAR-sized images.
+"""Backbones for CIFAR-sized images: the hackathon's ResNet-20 and VGG11-BN, and a perceptron.
 
 Parameter names are those of ``chenyaofo/pytorch-cifar-models``, so that their pretrained
 weights, and every checkpoint made from them, load unchanged.
@@ -127,12 +127,31 @@ class CifarVGG(nn.Module):
         return self.classifier(self.features(x).flatten(1))
 
 
+class Perceptron(nn.Module):
+    """A plain network of linear layers with batch norm, over flattened 32x32 RGB images."""
+
+    def __init__(self, num_classes: int = 10, widths: tuple[int, ...] = (256, 128)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Flatten()]
+        features = 3 * 32 * 32
+        for width in widths:
+            layers += [nn.Linear(features, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+            features = width
+        self.layers = nn.Sequential(*layers, nn.Linear(features, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns logits ``float32[n, classes]`` of images ``float32[n, 3, 32, 32]``."""
+        return self.layers(x)
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "cifar10_resnet20": lambda: CifarResNet(3, 10),
     "cifar100_resnet20": lambda: CifarResNet(3, 100),
     "cifar10_vgg11_bn": lambda: CifarVGG(10),
     "cifar100_vgg11_bn": lambda: CifarVGG(100),
     "digits_resnet20": lambda: CifarResNet(3, 10),
+    "digits_vgg11_bn": lambda: CifarVGG(10),
+    "digits_mlp": lambda: Perceptron(10),
 }
 
 

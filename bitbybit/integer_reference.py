@@ -1,0 +1,77 @@
+"""The integer layers' answer and gradients as a plain autograd expression: slow, short, and what tests compare with."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bitbybit.integer import NORM_LIMIT, IntegerHashConv2d, IntegerHashLinear
+from bitbybit.sign_features import SIGN_SLOPE
+
+
+def straight_through(value: Tensor, slope: Tensor) -> Tensor:
+    """``value`` forward, the gradient of ``slope`` backward."""
+    return value.detach() + (slope - slope.detach())  # the difference is exactly 0
+
+
+def reference_forward(layer: IntegerHashConv2d | IntegerHashLinear, x: Tensor) -> Tensor:
+    """A layer's answer from unfolded windows, tile by tile and tap by tap.
+
+    Args:
+        layer: an integer layer, without noise.
+        x: float32[n, c, h, w], or float32[..., features].
+
+    Returns:
+        float32[n, o, oh, ow], or float32[..., o].
+    """
+    if isinstance(layer, IntegerHashLinear):
+        columns = x.reshape(-1, layer.in_features)
+        y = _estimate(layer, _quantised(layer, columns) - layer.integer_centre().float(), 0, 0)
+        return (y * layer.scale + layer.bias).view(*x.shape[:-1], -1)
+    q = F.pad(_quantised(layer, x), layer.pads) - layer.integer_centre().float().view(-1, 1, 1)
+    n, taps = len(x), math.prod(layer.kernel_size)
+    windows = F.unfold(q, layer.kernel_size, layer.dilation, 0, layer.stride).transpose(1, 2)
+    windows = windows.reshape(-1, layer.in_channels, taps)  # positions, channels, taps
+    total: Tensor | float = 0.0
+    for tap in range(taps if layer.pixel else 1):
+        vectors = windows[:, :, tap] if layer.pixel else windows.flatten(1)
+        total = total + _estimate(layer, vectors, *divmod(tap, layer.kernel_size[1]))
+    assert isinstance(total, Tensor)
+    y = total * layer.scale + layer.bias
+    return y.view(n, *layer.output_size(*x.shape[2:]), -1).permute(0, 3, 1, 2)
+
+
+def _quantised(layer: IntegerHashConv2d | IntegerHashLinear, x: Tensor) -> Tensor:
+    low, high = layer.input_range()
+    exact = torch.ldexp(x, layer.input_exponent)
+    return straight_through(exact.round().clamp(low, high), exact.clamp(low - 0.5, high + 0.5))
+
+
+def _estimate(layer: IntegerHashConv2d | IntegerHashLinear, vectors: Tensor, ky: int, kx: int) -> Tensor:
+    """``sum over tiles of n h_x . h_w`` of centred vectors: float32[m, o] of float32[m, features]."""
+    bits, k = layer.spec.hash_length, layer.code_weight
+    total: Tensor | float = 0.0
+    for t, p in enumerate(layer.tile_projections()):
+        v = vectors[:, t * layer.tile_size : (t + 1) * layer.tile_size]
+        z = v @ p.T
+        norm = (v.detach().double().norm(dim=1, keepdim=True) * layer.norm_scale.double() + 0.5).floor()
+        norm = norm.clamp(max=NORM_LIMIT).float()
+        length = _mean_row_length(layer, t)
+        line = z * (SIGN_SLOPE * math.sqrt(p.shape[1]) * float(layer.norm_scale) / length)
+        features = straight_through(torch.where(z >= 0, norm, -norm), line)
+        latent = k[:, t * bits : (t + 1) * bits, ky, kx]
+        signs = straight_through(torch.where(latent >= 0, 1.0, -1.0), latent.clamp(-1, 1))
+        total = total + features @ signs.T
+    assert isinstance(total, Tensor)
+    return total
+
+
+def _mean_row_length(layer: IntegerHashConv2d | IntegerHashLinear, tile: int) -> float:
+    """Mean length of the rows that are convolved together with a tile's: those of all tiles of a pixel."""
+    rows = layer.tile_projections()
+    one_by_one = isinstance(layer, IntegerHashLinear) or layer.pixel or layer.kernel_size == (1, 1)
+    chosen = rows if one_by_one else [rows[tile]]
+    return float(torch.cat([p.detach().norm(dim=1) for p in chosen]).mean())

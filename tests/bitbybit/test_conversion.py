@@ -1,0 +1,108 @@
+"""Conversion without training: bits found by least squares, layer after layer."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from networks import SmallResNet
+from torch import nn
+
+from bitbybit.conversion import convert, descend_bits, fit_codes, set_quantisation
+from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
+from bitbybit.patching import hash_layers
+
+COMMON = {
+    "hash_kernel_type": "random_projection",
+    "hash_length": 48,
+    "input_tile_size": 8,
+    "output_tile_size": None,
+    "tiling": "pixel",
+    "centring": True,
+    "orthogonal": True,
+    "arithmetic": "integer",
+}
+
+
+def error_of(gram, cross, code):
+    """|y - a phi c|^2 - |y|^2 at the best scale a."""
+    square = code @ gram @ code
+    return -((code @ cross) ** 2) / square
+
+
+def test_descent_ends_where_no_single_flip_helps():
+    rng = np.random.default_rng(0)
+    phi, y = rng.normal(size=(200, 12)), rng.normal(size=200)
+    gram, cross = (phi.T @ phi).astype(np.float32), (phi.T @ y).astype(np.float32)
+    code = np.ones(12, np.float32)
+    start = error_of(gram, cross, code)
+    descend_bits(gram, cross, code, (gram @ code).astype(np.float64), 0.0, False, 100)
+    found = error_of(gram, cross, code)
+    assert found < start
+    best = min(error_of(gram, cross, np.array(c, np.float32)) for c in itertools.product((-1, 1), repeat=12))
+    assert found <= 0.7 * best  # negative: at least 70 % of what an exhaustive search explains
+
+
+def fitted(module, x, blocks=None, monkeypatch=None, **settings):
+    torch.manual_seed(0)
+    kind = IntegerHashLinear if isinstance(module, nn.Linear) else IntegerHashConv2d
+    layer = kind.from_torch_module(module, **{k: v for k, v in (COMMON | settings).items() if k != "arithmetic"}).eval()
+    if monkeypatch is not None:
+        monkeypatch.setattr("bitbybit.conversion.BLOCK_FEATURES", blocks)
+    set_quantisation(layer, x)
+    with torch.no_grad():
+        y = module(x)
+        return layer, y, fit_codes(layer, x, y, positions=4000)
+
+
+@pytest.mark.parametrize(("tiling", "hash_length", "tile"), [("pixel", 64, 8), ("patch", 256, 72)])
+def test_a_fitted_layer_explains_most_of_the_answer(tiling, hash_length, tile):
+    torch.manual_seed(1)
+    module = nn.Conv2d(16, 8, 3, padding=1)
+    x = torch.relu(torch.randn(64, 16, 8, 8))
+    layer, y, lost = fitted(module, x, tiling=tiling, hash_length=hash_length, input_tile_size=tile)
+    with torch.no_grad():
+        measured = float((layer(x) - y).square().mean() / y.var((0, 2, 3)).mean())
+    assert lost < 0.35
+    assert measured == pytest.approx(lost, abs=0.05)  # positions that were not fitted to are like those that were
+
+
+def test_fitting_block_by_block_comes_near_to_all_at_once(monkeypatch):
+    torch.manual_seed(1)
+    module, x = nn.Conv2d(16, 8, 3, padding=1), torch.relu(torch.randn(48, 16, 8, 8))
+    _, _, whole = fitted(module, x)
+    _, _, blocks = fitted(module, x, blocks=128, monkeypatch=monkeypatch)
+    assert blocks < 1.3 * whole
+
+
+def test_linear_layers_are_fitted():
+    torch.manual_seed(1)
+    module, x = nn.Linear(32, 10), torch.randn(2000, 32)
+    assert fitted(module, x)[2] < 0.2
+
+
+def test_constant_answers_and_dead_inputs_give_the_bias():
+    module = nn.Conv2d(8, 4, 1)
+    x = torch.zeros(8, 8, 4, 4)
+    layer, y, _ = fitted(module, x)
+    with torch.no_grad():
+        # the answer is the bias; float32 sums of features that are all equal round in the last digits
+        assert torch.allclose(layer(x), y, atol=1e-4)
+
+
+def test_conversion_leaves_the_float_network_and_is_repeatable():
+    torch.manual_seed(0)
+    model = SmallResNet().eval()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    images = torch.randn(32, 3, 12, 12)
+    seen = []
+    first = convert(model, {"common_params": COMMON}, images, positions=2000, on_layer=lambda *row: seen.append(row))
+    second = convert(model, {"common_params": COMMON}, images, positions=2000)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert [row[2] for row in seen] == ["stem.0", "downsample.0", "conv1", "conv2", "fc"] or len(seen) == 5
+    assert set(hash_layers(first)) == {row[2] for row in seen}
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    with torch.no_grad():
+        agree = (first(images).argmax(1) == model(images).argmax(1)).float().mean()
+    assert agree > 0.6

@@ -1,0 +1,185 @@
+"""Layers in integer arithmetic: exact answers, gradients, and what is refused."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import bitbybit as bb
+from bitbybit.errors import ConfigError
+from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear, set_tied_codes
+from bitbybit.integer_reference import reference_forward
+
+SETTINGS = {"hash_kernel_type": "learned_projection", "orthogonal": True, "centring": True}
+
+
+def conv_layer(channels=20, outputs=12, kernel=3, seed=0, convolution=None, **settings):
+    torch.manual_seed(seed)
+    module = nn.Conv2d(channels, outputs, kernel, **(convolution or {"padding": 1}))
+    layer = IntegerHashConv2d.from_torch_module(
+        module, **(SETTINGS | {"hash_length": 64, "input_tile_size": 8} | settings)
+    )
+    layer.input_exponent.fill_(5)
+    layer.norm_scale.fill_(0.7)
+    set_tied_codes(layer, module.weight, module.bias)
+    layer.centre.copy_(torch.randn(channels) * 0.3)
+    return module, layer.eval()
+
+
+def naive(layer, x):
+    """The layer's definition, one output position at a time, in whole numbers."""
+    low, high = layer.input_range()
+    q = torch.ldexp(x.double(), layer.input_exponent).round().clamp(low, high)
+    v = F.pad(q, layer.pads) - layer.integer_centre().double().view(-1, 1, 1)
+    (kh, kw), (sy, sx), (dy, dx) = layer.kernel_size, layer.stride, layer.dilation
+    oh, ow = layer.output_size(*x.shape[2:])
+    projection, bits = layer.integer_projection().double(), layer.weight_bits()
+    out = torch.zeros(len(x), layer.out_channels, oh, ow, dtype=torch.float64)
+    for n in range(len(x)):
+        for i in range(oh):
+            for j in range(ow):
+                window = v[n, :, i * sy : i * sy + dy * (kh - 1) + 1 : dy, j * sx : j * sx + dx * (kw - 1) + 1 : dx]
+                taps = [(ky, kx) for ky in range(kh) for kx in range(kw)] if layer.pixel else [(0, 0)]
+                for ky, kx in taps:
+                    vector = window[:, ky, kx] if layer.pixel else window.flatten()
+                    for t in range(layer.tiles):
+                        tile = slice(t * layer.tile_size, (t + 1) * layer.tile_size)
+                        norm = min(255, int((vector[tile].norm() * layer.norm_scale.double() + 0.5).floor()))
+                        code = projection[:, tile] @ vector[tile] >= 0
+                        distance = (code != bits[:, ky, kx, t]).sum(1)
+                        out[n, :, i, j] += norm * (layer.spec.hash_length - 2 * distance)
+    return out
+
+
+@pytest.mark.parametrize("tiling", ["pixel", "patch"])
+@pytest.mark.parametrize(
+    ("hash_length", "convolution", "kernel"),
+    [
+        (1, {"padding": 1}, 3),
+        (7, {"padding": (0, 2), "stride": 2}, 3),
+        (33, {"dilation": 2, "padding": 2}, 3),
+        (64, {"stride": (1, 2)}, (3, 1)),
+        (65, {"stride": 2}, 1),
+    ],
+)
+def test_answers_follow_the_definition(tiling, hash_length, convolution, kernel):
+    _, layer = conv_layer(kernel=kernel, convolution=convolution, hash_length=hash_length, tiling=tiling)
+    x = torch.randn(2, 20, 6, 7)
+    expected = naive(layer, x)
+    got = layer.accumulate(*layer.encode_integer(x))
+    assert torch.equal(got.double(), expected)
+    with torch.no_grad():
+        y = layer(x)
+    assert torch.equal(y, got * layer.scale.view(-1, 1, 1) + layer.bias.view(-1, 1, 1))
+
+
+def test_inputs_out_of_range_are_clamped_and_signs_kept():
+    _, layer = conv_layer()
+    layer.input_signed.fill_(False)
+    x = torch.full((1, 20, 5, 5), -3.0)
+    assert torch.equal(layer.quantise(x), torch.zeros_like(x))
+    assert torch.equal(layer.quantise(-100 * x), torch.full_like(x, 255.0))
+
+
+def test_linear_layer_keeps_leading_dimensions():
+    torch.manual_seed(0)
+    layer = IntegerHashLinear.from_torch_module(nn.Linear(20, 5), **SETTINGS, hash_length=32, input_tile_size=16)
+    x = torch.randn(3, 2, 20)
+    with torch.no_grad():
+        y = layer.eval()(x)
+    assert y.shape == (3, 2, 5)
+    assert torch.equal(y.reshape(-1, 5), layer(x.reshape(-1, 20)).detach())
+
+
+@pytest.mark.parametrize("tiling", ["pixel", "patch"])
+@pytest.mark.parametrize("convolution", [{"padding": 1}, {"padding": 1, "stride": 2}])
+def test_gradients_equal_the_plain_expression(tiling, convolution):
+    _, layer = conv_layer(tiling=tiling, convolution=convolution, channels=16, input_tile_size=16)
+    layer.train()
+    x = (3 * torch.randn(2, 16, 6, 6)).requires_grad_(True)
+    leaves = [x, *layer.parameters()]
+    y, expected = layer(x), reference_forward(layer, x)
+    direction = torch.randn_like(expected)
+    # float32 sums in another order
+    assert torch.allclose(y, expected, rtol=1e-4, atol=1e-4)
+    got, want = (torch.autograd.grad((a * direction).sum(), leaves) for a in (y, expected))
+    for a, b in zip(got, want, strict=True):
+        assert float((a - b).norm() / b.norm()) < 1e-4
+
+
+def test_gradients_of_a_linear_layer_equal_the_plain_expression():
+    torch.manual_seed(0)
+    layer = IntegerHashLinear.from_torch_module(nn.Linear(32, 5), **SETTINGS, hash_length=40, input_tile_size=16)
+    x = torch.randn(6, 32, requires_grad=True)
+    leaves = [x, *layer.train().parameters()]
+    y, expected = layer(x), reference_forward(layer, x)
+    got, want = (torch.autograd.grad(a.square().sum(), leaves) for a in (y, expected))
+    for a, b in zip(got, want, strict=True):
+        assert float((a - b).norm() / b.norm()) < 1e-4  # float32 sums in another order
+
+
+@pytest.mark.parametrize("tiling", ["pixel", "patch"])
+def test_gradients_are_nearly_those_of_the_layer_replaced(tiling):
+    module, layer = conv_layer(hash_length=512, tiling=tiling)
+    layer.train()
+    x = torch.randn(4, 20, 8, 8, requires_grad=True)
+    direction = torch.randn(4, 12, 8, 8)
+    (expected,) = torch.autograd.grad((module(x) * direction).sum(), x)
+    (got,) = torch.autograd.grad((layer(x) * direction).sum(), x)
+    # 512 bits estimate each weight vector to about a tenth; the factor between them must be near one
+    assert float((got * expected).sum() / expected.square().sum()) == pytest.approx(1, abs=0.08)
+    assert float(F.cosine_similarity(got.flatten(), expected.flatten(), dim=0)) > 0.9
+
+
+@pytest.mark.parametrize("tiling", ["pixel", "patch"])
+@pytest.mark.parametrize("convolution", [{"padding": 1}, {"padding": 1, "stride": 2}])
+def test_compiled_step_equals_torch_operators(tiling, convolution):
+    _, layer = conv_layer(tiling=tiling, convolution=convolution)
+    x = torch.randn(4, 20, 8, 8).bfloat16().float().to(memory_format=torch.channels_last)
+    plain, compiled = layer.sign_features(x), layer.sign_features(x.clone(), torch.bfloat16)
+    assert torch.equal(plain, compiled.float())
+    layer.train()
+    direction = torch.randn_like(layer(x))
+    leaves = [parameter for _, parameter in layer.named_parameters()]
+    x.requires_grad_(True)
+    expected = torch.autograd.grad((layer(x) * direction).sum(), [x, *leaves])
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    got = torch.autograd.grad((y.float() * direction).sum(), [x, *leaves])
+    for a, b in zip(got, expected, strict=True):
+        # products and gradients are rounded to bfloat16, 2**-9 each
+        assert float((a - b).norm() / b.norm()) < 0.01
+
+
+def test_latent_codes_beyond_one_stay():
+    _, layer = conv_layer()
+    layer.train()
+    with torch.no_grad():
+        layer.code_weight.view(-1)[0] = 1.5
+    layer(torch.randn(2, 20, 6, 6)).square().sum().backward()
+    gradient = layer.code_weight.grad.view(-1)
+    assert gradient[0] == 0 and gradient[1] != 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"output_tile_size": 8}, "output_tile_size"),
+        ({"tiling": "patch", "input_tile_size": None}, "at most 518"),
+        ({"arithmetic": "decimal"}, "arithmetic"),
+    ],
+)
+def test_what_cannot_be_exact_is_refused_by_name(settings, part):
+    model = nn.Sequential(nn.Conv2d(64, 8, 3))
+    common = {"arithmetic": "integer", "output_tile_size": None, "hash_length": 64} | settings
+    with pytest.raises(ConfigError, match=part):
+        bb.patch_model(model, {"common_params": common})
+    assert isinstance(model[0], nn.Conv2d)
+
+
+def test_groups_and_sums_beyond_float32_are_refused():
+    common = {"arithmetic": "integer", "output_tile_size": None, "tiling": "pixel", "input_tile_size": 4}
+    with pytest.raises(ConfigError, match="groups"):
+        bb.patch_model(nn.Sequential(nn.Conv2d(8, 8, 3, groups=2)), {"common_params": common | {"hash_length": 8}})
+    with pytest.raises(ConfigError, match="2\\*\\*24"):
+        bb.patch_model(nn.Sequential(nn.Conv2d(64, 8, 3)), {"common_params": common | {"hash_length": 4096}})
