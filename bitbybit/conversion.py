@@ -75,14 +75,18 @@ def fit_layers(
     *,
     positions: int = 24_000,
     seed: int = 0,
+    compensate: bool = True,
     on_layer: OnLayer | None = None,
 ) -> None:
-    """Fits every hash layer of a patched network, in the order in which data flows; see ``convert``."""
+    """Fits every hash layer of a patched network, in the order in which data flows; see ``convert``.
+
+    ``compensate`` gives a layer what the hashed layers before it answer; otherwise, what the float ones do.
+    """
     student.eval()
     names = _in_order(student, images[:2])
     for number, name in enumerate(names):
         layer = student.get_submodule(name)
-        x = _value(student, name, images, of_input=True)
+        x = _value(student if compensate else teacher, name, images, of_input=True)
         error = math.nan
         if isinstance(layer, IntegerLayer):
             y = _value(teacher, name, images, of_input=False)

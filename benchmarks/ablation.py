@@ -1,0 +1,205 @@
+"""What each part of the method is worth: one change at a time, on a fixed small budget, several seeds.
+
+A float ResNet-20 is converted from a few images and fine-tuned for a few steps; held-out accuracy is measured after
+both. Results are kept in a JSON file as they come, and a run that is there is not done again.
+
+    python benchmarks/ablation.py --data-dir DATA --seeds 0 1 -o benchmarks/results/ablation.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from train_step import ALLOCATOR
+
+if __name__ == "__main__" and any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
+    os.environ.update(ALLOCATOR)
+    os.execv(sys.executable, [sys.executable, *sys.argv])  # read once, when the process starts
+
+import torch
+from torch import Tensor, nn
+
+import bitbybit as bb
+from bitbybit.conversion import fit_layers
+from bitbybit.patching import patch_model
+from bitbybit.training import TrainOptions, evaluate, reestimate_batch_norm
+from bitbybit.training.loop import distillation_loss, learning_rate_factor, make_optimizer, use_bfloat16
+from bitbybit.training.prepare import _Data
+from bitbybit.utils.data import make_loader
+from bitbybit.utils.files import write_json
+from bitbybit.utils.models import get_backbone
+
+BASE: dict[str, Any] = {
+    "hash_kernel_type": "learned_projection",
+    "hash_length": 64,
+    "input_tile_size": 16,
+    "output_tile_size": None,
+    "tiling": "pixel",
+    "centring": True,
+    "orthogonal": True,
+    "arithmetic": "integer",
+}
+# Name: changed settings of the layers, changed settings of the run.
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "base": ({}, {}),
+    "codes tied to P, cosine": ({"arithmetic": "float"}, {}),
+    "no centring": ({"centring": False}, {}),
+    "Gaussian P": ({"orthogonal": False}, {}),
+    "random P": ({"hash_kernel_type": "random_projection"}, {}),
+    "no error compensation": ({}, {"compensate": False}),
+    "no distillation": ({}, {"distill": 0.0}),
+    "batch norm re-estimated": ({}, {"reestimate": True}),
+    "smaller learning rate": ({}, {"lr": 1e-3, "lr_codes": 1e-3, "lr_projection": 1e-3}),
+    "tiles of 32": ({"input_tile_size": 32}, {}),
+}
+RUN: dict[str, Any] = {
+    "compensate": True,
+    "distill": 0.7,
+    "reestimate": False,
+    "lr": 3e-3,
+    "lr_codes": 3e-3,
+    "lr_projection": 1e-2,
+}
+
+
+def run_variant(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Converts and fine-tunes once; accuracies in 0..1."""
+    layers, changes = VARIANTS[name]
+    settings = RUN | changes
+    options = TrainOptions(
+        model="cifar10_resnet20",
+        data_dir=arguments.data_dir,
+        calibration=arguments.images,
+        seed=seed,
+        **{key: settings[key] for key in ("distill", "lr", "lr_codes", "lr_projection")},
+    )
+    data = _Data(options)
+    sample = data.sample()
+    held = make_loader(data.part(data.held[: arguments.held_out]), 250, shuffle=False)
+    train = make_loader(data.part(data.kept, augment=True), options.batch_size, shuffle=True)
+    torch.manual_seed(seed)
+    teacher = get_backbone(options.model).eval().requires_grad_(False)
+    model = copy.deepcopy(teacher).requires_grad_(True)
+    patch_model(model, {"common_params": BASE | layers})
+    if (BASE | layers)["arithmetic"] == "integer":
+        fit_layers(model, teacher, sample, positions=arguments.positions, seed=seed, compensate=settings["compensate"])
+    else:
+        bb.calibrate(model, sample)
+        reestimate_batch_norm(model, sample)
+    converted = evaluate(model, held)["accuracy"]
+    fine_tune(model, teacher, train, options, arguments.steps)
+    if settings["reestimate"]:
+        reestimate_batch_norm(model, data.sample())
+    return {"converted": converted, "tuned": evaluate(model, held)["accuracy"]}
+
+
+def fine_tune(
+    model: nn.Module, teacher: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], options: TrainOptions, steps: int
+) -> None:
+    """``steps`` steps of the training loop's recipe."""
+    optimizer = make_optimizer(model, options)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, steps, options.warmup)
+    )
+    narrow = torch.autocast("cpu", torch.bfloat16, enabled=use_bfloat16("", torch.device("cpu")))
+    for model_ in (model, teacher):
+        model_.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.train()
+    for _, (images, labels) in zip(range(steps), batches, strict=False):
+        images = images.to(memory_format=torch.channels_last)
+        with narrow:
+            with torch.no_grad():
+                wanted = teacher(images).float()
+            logits = model(images).float()
+        loss = distillation_loss(logits, labels, wanted if options.distill > 0 else None, options)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+
+
+def summarise(results: dict[str, Any]) -> list[tuple[str, float, float, float, float, int]]:
+    """Mean and half the range over seeds for each variant: converted, tuned, in percent."""
+    rows = []
+    for name in VARIANTS:
+        found = [row for row in results["runs"] if row["variant"] == name]
+        if not found:
+            continue
+        columns = [[100 * row[key] for row in found] for key in ("converted", "tuned")]
+        means = [sum(c) / len(c) for c in columns]
+        halves = [(max(c) - min(c)) / 2 for c in columns]
+        rows.append((name, means[0], halves[0], means[1], halves[1], len(found)))
+    return rows
+
+
+def plot(rows: list[tuple[str, float, float, float, float, int]], path: Path) -> None:
+    """Bars of both accuracies by variant."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 0.45 * len(rows) + 1.2), layout="constrained")
+    places = range(len(rows))
+    axes.barh([p + 0.2 for p in places], [r[1] for r in rows], 0.4, xerr=[r[2] for r in rows], label="converted")
+    axes.barh([p - 0.2 for p in places], [r[3] for r in rows], 0.4, xerr=[r[4] for r in rows], label="tuned")
+    axes.set_yticks(list(places), [r[0] for r in rows])
+    axes.invert_yaxis()
+    axes.set(xlabel="held-out accuracy, %", title="One change at a time")
+    axes.legend()
+    axes.grid(alpha=0.3, axis="x")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Runs what is missing, prints the table and writes the plot."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--data-dir", default="data", help="folder with cifar10.npz")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--steps", type=int, default=60, help="of fine-tuning, 128 images each")
+    parser.add_argument("--images", type=int, default=256, help="for conversion")
+    parser.add_argument("--positions", type=int, default=8_000, help="that a layer is fitted to")
+    parser.add_argument("--held-out", type=int, default=2_500, help="images to measure on")
+    parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results/ablation.json"))
+    arguments = parser.parse_args()
+    budget = {key: getattr(arguments, key) for key in ("steps", "images", "positions", "held_out")}
+    results: dict[str, Any] = {"budget": budget, "runs": []}
+    if arguments.output.exists():
+        results = json.loads(arguments.output.read_text())
+        if results["budget"] != budget:
+            raise SystemExit(f"{arguments.output}: made with {results['budget']}; pass the same, or another --output")
+    for seed in arguments.seeds:
+        for name in arguments.variants:
+            if any(row["variant"] == name and row["seed"] == seed for row in results["runs"]):
+                continue
+            started = time.perf_counter()
+            row = {"variant": name, "seed": seed, **run_variant(name, seed, arguments)}
+            row["seconds"] = round(time.perf_counter() - started, 1)
+            results["runs"].append(row)
+            write_json(arguments.output, results)
+            print(
+                f"{name}, seed {seed}: {row['converted']:.2%}, {row['tuned']:.2%}, {row['seconds']:.0f} s", flush=True
+            )
+    rows = summarise(results)
+    print(f"{'':26} {'converted':>14} {'tuned':>14}  seeds")
+    for name, converted, spread, tuned, tuned_spread, seeds in rows:
+        spreads = [f"{s:.1f}" if not math.isnan(s) else "" for s in (spread, tuned_spread)]
+        print(f"{name:26} {converted:8.1f} ± {spreads[0]:>3} {tuned:8.1f} ± {spreads[1]:>3}  {seeds}")
+    plot(rows, arguments.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
