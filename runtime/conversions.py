@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from runtime.kernels.integers import ROUNDING
 from runtime.kernels.native import NativeCall, make_arguments
 from runtime.kernels.quantise import ARGUMENTS, quantise
 from runtime.layout import AnyLayout, Layout, Quantised, Repeated, physical
@@ -54,21 +53,12 @@ def from_plain(array: Array, layout: AnyLayout) -> Array:
     return stored
 
 
-def rounding_of(layout: Quantised) -> dict[str, float]:
-    """Fields by which a kernel quantises: factor, least, most and rounding."""
-    return {
-        "factor": 2.0**layout.exponent,
-        "least": float(layout.low),
-        "most": float(layout.high),
-        "rounding": ROUNDING - layout.low,
-    }
-
-
 def quantising(x: Array, plain: bool, layout: Quantised, out: Array) -> Work:
     """Quantises float32[n, c, h, w], or [n, h, w, c] where it is not plain."""
     n, h, w, c = out.shape
     planes = plain and c > 1 and h * w > 1
-    values = {"x": x, "out": out, "planes": planes, "area": h * w, "channels": c, **rounding_of(layout)}
+    values = {"x": x, "out": out, "planes": planes, "area": h * w, "channels": c}
+    values |= {"factor": 2.0**layout.exponent, "least": layout.low, "most": layout.high, "zero": -layout.low}
     call = NativeCall(quantise(), *make_arguments(ARGUMENTS, values))
     return Work(call, n, h * w * c * _NS_PER_ELEMENT)
 

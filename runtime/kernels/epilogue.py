@@ -6,8 +6,6 @@ from typing import Any
 
 from numba import njit
 
-from runtime.kernels.integers import float_bits, low_bytes, to_float32
-from runtime.kernels.memory import bytes_at, float32_at
 from runtime.kernels.vectors import (
     add,
     fma,
@@ -15,11 +13,9 @@ from runtime.kernels.vectors import (
     load16_first,
     maximum,
     minimum,
-    mul,
     narrow,
     splat16,
     store_first,
-    sub,
     widen,
 )
 
@@ -73,34 +69,3 @@ def finish_exact16(
     if residual.size:
         acc = add(acc, widen(load16_first(residual, index, count)))
     store_first(out, index, narrow(minimum(maximum(acc, splat16(low)), splat16(high))), count)
-
-
-@njit(inline="always")
-def finish_integer16(acc: Any, half: float, first: int, index: int, p: Any) -> None:
-    """Sixteen outputs of an integer layer from their sums of norms times distances.
-
-    ``y = fl(fl(fl(acc * scale) + bias) + residual)``, clipped, each ``fl`` a rounding to float32.
-    Halves, doubles and whole numbers below 2^24 are exact.
-
-    Args:
-        acc: sixteen int32 lanes.
-        half: k / 2 times the position's sum of norms.
-        first: output of lane 0.
-        index: element of lane 0 in what is written.
-        p: record of ``runtime.kernels.lsh_conv_integer``.
-    """
-    count = min(16, p.outputs - first)
-    # scale holds -2 scale: -2 (acc - half) is the sum of norms times (k - 2 d).
-    y = sub(to_float32(acc), splat16(half))
-    if p.doubled:
-        y = add(y, y)
-    y = add(mul(y, load16(float32_at(p.scale), first)), load16(float32_at(p.bias), first))
-    if p.residual:
-        y = add(y, load16_first(float32_at(p.residual), index, count))
-    y = minimum(maximum(y, splat16(p.low)), splat16(p.high))
-    if p.out:
-        store_first(float32_at(p.out), index, y, count)
-    if p.quantised:
-        z = minimum(maximum(mul(y, splat16(p.factor)), splat16(p.least)), splat16(p.most))
-        whole = low_bytes(float_bits(add(z, splat16(p.rounding))))
-        store_first(bytes_at(p.quantised), index, whole, count)

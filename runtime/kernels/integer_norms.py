@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from runtime.kernels.compiling import helper
 from runtime.kernels.integers import low_bytes, multiply_words, square_root, to_float64, truncate
 from runtime.kernels.memory import bytes_at, int32_at
 from runtime.kernels.vectors import add, load16, minimum, mul, splat16, store_first
 
 
-@njit(inline="always")
+@helper
 def write_norms(p: Any, squares: Any, first: int, last: int) -> None:
     """Writes the norms of the positions first..last and the sums over their tiles.
 

@@ -30,7 +30,8 @@ _DOT = "llvm.x86.avx512.vpdpbusd.512"
 _REGISTER = 16  # 32-bit lanes of a 512-bit register
 _WORD = ir.IntType(32)
 # A float32 below 2^22, plus this, is rounded half to even to a whole number that is in the low bits.
-ROUNDING = 1.5 * 2.0**23
+_ROUNDING = 1.5 * 2.0**23
+ROUND_LIMIT = 2.0**22
 
 
 def target_multiplies_bytes() -> bool:
@@ -99,23 +100,31 @@ def zeros16(typingctx: Any) -> Any:
     return vector(), codegen
 
 
-def _make_broadcast(lanes: int) -> Callable[..., Any]:
-    @intrinsic
-    def broadcast(typingctx: Any, array: Any, index: Any) -> Any:
-        vector = Vector(types.int32, lanes)
+@intrinsic
+def broadcast16(typingctx: Any, array: Any, index: Any) -> Any:
+    """Four bytes in each of sixteen lanes."""
+    vector = Vector(types.int32, _REGISTER)
 
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            pointer = _pointer(context, builder, signature.args[0], args[0], args[1], _WORD)
-            return _splat(builder, builder.load(pointer, align=1), lanes)
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _broadcast(context, builder, signature, args, vector)
 
-        return vector(array, types.intp), codegen
-
-    return broadcast
+    return vector(array, types.intp), codegen
 
 
-broadcast16 = _make_broadcast(16)
-broadcast32 = _make_broadcast(32)
-broadcast64 = _make_broadcast(64)
+@intrinsic
+def broadcast(typingctx: Any, array: Any, index: Any, block: Any) -> Any:
+    """Four bytes in each lane; see ``load_constant`` for ``block``."""
+    vector = Vector(types.int32, _REGISTER * block.count)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _broadcast(context, builder, signature, args, vector)
+
+    return vector(array, types.intp, block), codegen
+
+
+def _broadcast(context: Any, builder: Any, signature: Any, args: Any, vector: Vector) -> Any:
+    pointer = _pointer(context, builder, signature.args[0], args[0], args[1], _WORD)
+    return _splat(builder, builder.load(pointer, align=1), vector.lanes)
 
 
 def _slice(builder: Any, vector: Any, first: int, lanes: int) -> Any:
@@ -174,7 +183,7 @@ def dot_bytes(typingctx: Any, total: Any, unsigned: Any, signed: Any) -> Any:
 
 @intrinsic
 def sum_of_squares(typingctx: Any, vector: Any) -> Any:
-    """Squares of sixteen int16, added in pairs: int32 lanes."""
+    """Squares of int16 lanes, added in pairs: int32 lanes."""
     result = Vector(types.int32, vector.lanes // 2)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -184,36 +193,155 @@ def sum_of_squares(typingctx: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def sum_words(typingctx: Any, vector: Any) -> Any:
-    """Sum of all lanes."""
+def sums_of_eight(typingctx: Any, vector: Any) -> Any:
+    """Sums of eight neighbouring lanes each."""
+    result = Vector(vector.element, vector.lanes // 8)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _call(builder, f"llvm.vector.reduce.add.v{vector.lanes}i32", _WORD, [args[0]])
+        value = args[0]
+        for _ in range(3):
+            lanes = value.type.count
+            even = builder.shuffle_vector(value, value, _constant(lanes // 2, range(0, lanes, 2)))
+            odd = builder.shuffle_vector(value, value, _constant(lanes // 2, range(1, lanes, 2)))
+            value = builder.add(even, odd)
+        return value
 
-    return vector.element(vector), codegen
+    return result(vector), codegen
 
 
 @intrinsic
-def nonnegative_bits(typingctx: Any, vector: Any) -> Any:
-    """Bit i of the result is 1 where lane i is ``>= 0``."""
+def load_four(typingctx: Any, array: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Sixteen elements at each of four places."""
+    vector = Vector(array.dtype, 4 * _REGISTER)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        part = ir.VectorType(vector.llvm.element, _REGISTER)
+        pointers = [_pointer(context, builder, signature.args[0], args[0], place, part) for place in args[1:]]
+        return _join(builder, [builder.load(pointer, align=1) for pointer in pointers])
+
+    return vector(array, a, b, c, d), codegen
+
+
+@intrinsic
+def load_constant(typingctx: Any, array: Any, index: Any, block: Any) -> Any:
+    """Loads lanes of an array that no kernel writes, so that LLVM may keep them across stores.
+
+    Args:
+        array: elements of 32 bits.
+        index: element of lane 0.
+        block: a zero for every sixteen lanes, in a tuple, so that their number is known when compiling.
+    """
+    vector = Vector(array.dtype, _REGISTER * block.count)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], vector.llvm)
+        loaded = builder.load(pointer, align=vector.align)
+        loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
+        return loaded
+
+    return vector(array, types.intp, block), codegen
+
+
+@intrinsic
+def negative_bits(typingctx: Any, vector: Any) -> Any:
+    """Bit i of the result is 1 where lane ``sign_order(lanes)[i]`` is negative."""
     result: Any = {16: types.uint16, 32: types.uint32, 64: types.uint64}[vector.lanes]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        mask = builder.icmp_signed(">=", args[0], ir.Constant(vector.llvm, None))
+        packed = _pack_signs(builder, args[0]) if target_multiplies_bytes() else args[0]
+        mask = builder.icmp_signed("<", packed, ir.Constant(packed.type, None))
         return builder.bitcast(mask, ir.IntType(vector.lanes))
 
     return result(vector), codegen
 
 
+def sign_order(lanes: int) -> list[int]:
+    """The lane whose sign is bit i of ``negative_bits``: packing is cheapest in the order of the processor."""
+    order = list(range(lanes))
+    if target_multiplies_bytes():
+        width = _REGISTER
+        while width < lanes:  # two registers become one of half as wide lanes, 128 bits of each in turn
+            part = width // 4
+            pairs = [order[i : i + 2 * width] for i in range(0, lanes, 2 * width)]
+            order = [
+                pair[half * width + quarter * part + i]
+                for pair in pairs
+                for quarter in range(4)
+                for half in range(2)
+                for i in range(part)
+            ]
+            width *= 2
+    return order
+
+
+def _pack_signs(builder: Any, vector: Any) -> Any:
+    """Saturates 16, 32 or 64 lanes until they fit one register."""
+    parts = [_slice(builder, vector, first, _REGISTER) for first in range(0, vector.type.count, _REGISTER)]
+    for name, bits in (("packssdw", 16), ("packsswb", 8)):
+        if len(parts) > 1:
+            result = ir.VectorType(ir.IntType(bits), 512 // bits)
+            parts = [
+                _call(builder, f"llvm.x86.avx512.{name}.512", result, [a, b])
+                for a, b in zip(parts[::2], parts[1::2], strict=True)
+            ]
+    return parts[0]
+
+
 @intrinsic
-def float_bits(typingctx: Any, vector: Any) -> Any:
-    """The bits of float32 lanes."""
+def round_words(typingctx: Any, vector: Any) -> Any:
+    """float32 lanes below 2^22 as whole numbers, half to even."""
     result = Vector(types.int32, vector.lanes)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], result.llvm)
+        shift = ir.Constant(vector.llvm, [ir.Constant(ir.FloatType(), _ROUNDING)] * vector.lanes)
+        bits = [builder.bitcast(value, result.llvm) for value in (builder.fadd(args[0], shift), shift)]
+        return builder.sub(*bits)
 
     return result(vector), codegen
+
+
+@intrinsic
+def saturate_bytes(typingctx: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Four times sixteen int32 as 64 bytes in that order: what lies below 0 as 0, above 255 as 255."""
+    vector = _lanes_of(a, b, c, d)
+    result = Vector(types.uint8, 4 * vector.lanes)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if target_multiplies_bytes():
+            return _pack_bytes(builder, args)
+        words = _join(builder, list(args))
+        low, high = ir.Constant(words.type, None), ir.Constant(words.type, [255] * words.type.count)
+        words = builder.select(builder.icmp_signed(">", words, low), words, low)
+        words = builder.select(builder.icmp_signed("<", words, high), words, high)
+        return builder.trunc(words, result.llvm)
+
+    return result(a, b, c, d), codegen
+
+
+def _pack_bytes(builder: Any, parts: Any) -> Any:
+    """Two packs of 128 bits in turn, then their 32-bit pieces in order."""
+    halves = ir.VectorType(ir.IntType(16), 32)
+    pairs = [_call(builder, "llvm.x86.avx512.packssdw.512", halves, list(parts[i : i + 2])) for i in (0, 2)]
+    packed = _call(builder, "llvm.x86.avx512.packuswb.512", _bytes(_REGISTER), pairs)
+    words = builder.bitcast(packed, ir.VectorType(_WORD, _REGISTER))
+    order = [4 * lane + part for part in range(4) for lane in range(4)]
+    return builder.bitcast(builder.shuffle_vector(words, words, _constant(_REGISTER, order)), packed.type)
+
+
+def _make_quarter(number: int) -> Callable[..., Any]:
+    @intrinsic
+    def quarter(typingctx: Any, vector: Any) -> Any:
+        result = Vector(vector.element, vector.lanes // 4)
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return _slice(builder, args[0], number * result.lanes, result.lanes)
+
+        return result(vector), codegen
+
+    return quarter
+
+
+quarter0, quarter1, quarter2, quarter3 = (_make_quarter(number) for number in range(4))
 
 
 @intrinsic

@@ -19,9 +19,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from runtime.kernels.epilogue import finish_integer16
+from runtime.kernels.compiling import inlined
+from runtime.kernels.integer_epilogue import EPILOGUE, finish
 from runtime.kernels.integers import (
     add_bytes,
     and_words,
@@ -33,7 +33,6 @@ from runtime.kernels.integers import (
 )
 from runtime.kernels.memory import bytes_at, float32_at, int32_at, intp_at, make_record
 from runtime.kernels.native import native
-from runtime.kernels.positions import next_position
 from runtime.kernels.vectors import add_words, load16, mul, splat16, store_first, xor
 
 GROUPS = (8, 4, 2, 1)  # fours of bytes in a term; more than 8 would overflow a byte's count
@@ -50,7 +49,7 @@ ARGUMENTS = np.dtype(
         ("taps", np.intp),  # intp[kh * kw], pixels from a position's first to a tap's
         ("starts", np.intp),  # intp[oh * ow], pixels from an image's first to a position's
         ("halves", np.intp),  # float32[positions], scratch: k / 2 times a position's sum of norms
-        ("scale", np.intp),  # float32[blocks * 16], times -2
+        ("scale", np.intp),  # float32[blocks * 16], see ``runtime.kernels.integer_epilogue``
         ("bias", np.intp),  # float32[blocks * 16]
         ("residual", np.intp),  # float32[positions, outputs], or 0
         ("out", np.intp),  # float32[positions, outputs], written, or 0
@@ -63,14 +62,8 @@ ARGUMENTS = np.dtype(
         ("image", np.intp),  # pixels of one image of codes
         ("pixel", np.intp),  # bytes of norms of one pixel
         ("outputs", np.intp),
-        ("doubled", np.intp),  # whether ``scale`` is only negated, as twice a value of it is infinite
         ("half_length", np.float32),  # k / 2
-        ("low", np.float32),  # clip_min
-        ("high", np.float32),  # clip_max
-        ("factor", np.float32),  # power of two that quantises
-        ("least", np.float32),  # quantised range
-        ("most", np.float32),
-        ("rounding", np.float32),  # ROUNDING less the least value: a byte holds the distance from that
+        *EPILOGUE,
     ],
     align=True,
 )
@@ -90,7 +83,7 @@ def lsh_conv_integer(group: int) -> int:
     return lsh_conv_integer_kernel()
 
 
-@njit(inline="always")
+@inlined
 def _sum_norms(p: Any, begin: int, end: int) -> None:
     """Half of k times each position's sum of norms, over taps and tiles; exact, as it is below 2^23."""
     sums, taps, starts, halves = int32_at(p.sums), intp_at(p.taps), intp_at(p.starts), float32_at(p.halves)
@@ -121,22 +114,23 @@ def _sum_norms(p: Any, begin: int, end: int) -> None:
             base += p.image
 
 
-@njit(inline="always")
+@inlined
 def _convolve(p: Any, begin: int, end: int, group: int) -> None:
     codes, norms, weights = bytes_at(p.codes), bytes_at(p.norms), int32_at(p.weights)
     offsets, masks, starts, halves = intp_at(p.offsets), int32_at(p.masks), intp_at(p.starts), float32_at(p.halves)
-    terms, area, image, pixel, outputs = p.terms, p.area, p.image, p.pixel, p.outputs
+    terms, area, pixel, outputs = p.terms, p.area, p.pixel, p.outputs
     number, rest = divmod(begin, area)
-    base = number * image
-    for p0 in range(begin, end, 4):
-        # Beyond the end, the last position is computed again: the same bits to the same place.
-        u0 = (base + starts[rest]) * pixel
-        p1, base, rest = next_position(p0, end, base, rest, area, image)
-        u1 = (base + starts[rest]) * pixel
-        p2, base, rest = next_position(p1, end, base, rest, area, image)
-        u2 = (base + starts[rest]) * pixel
-        p3, base, rest = next_position(p2, end, base, rest, area, image)
-        u3 = (base + starts[rest]) * pixel
+    base = number * p.image * pixel
+    position = begin
+    while position < end:
+        # Beyond the image or the end, the last position is computed again: the same bits to the same place.
+        last = min(area - rest, end - position) - 1
+        i1, i2, i3 = min(1, last), min(2, last), min(3, last)
+        u0, u1 = base + starts[rest] * pixel, base + starts[rest + i1] * pixel
+        u2, u3 = base + starts[rest + i2] * pixel, base + starts[rest + i3] * pixel
+        h0, h1, h2, h3 = halves[position], halves[position + i1], halves[position + i2], halves[position + i3]
+        to0, to1 = position * outputs, (position + i1) * outputs
+        to2, to3 = (position + i2) * outputs, (position + i3) * outputs
         weight = 0
         for first in range(0, outputs, 16):
             a0 = zeros16()
@@ -148,14 +142,16 @@ def _convolve(p: Any, begin: int, end: int, group: int) -> None:
                 a2 = _add_term(a2, codes, norms, u2 + at, weights, weight, mask, group)
                 a3 = _add_term(a3, codes, norms, u3 + at, weights, weight, mask, group)
                 weight += 16 * group
-            finish_integer16(a0, halves[p0], first, p0 * outputs + first, p)
-            finish_integer16(a1, halves[p1], first, p1 * outputs + first, p)
-            finish_integer16(a2, halves[p2], first, p2 * outputs + first, p)
-            finish_integer16(a3, halves[p3], first, p3 * outputs + first, p)
-        _, base, rest = next_position(p3, end, base, rest, area, image)
+            finish(p, a0, a1, a2, a3, h0, h1, h2, h3, first, to0 + first, to1 + first, to2 + first, to3 + first)
+        step = min(4, last + 1)
+        position += step
+        rest += step
+        if rest == area:
+            rest = 0
+            base += p.image * pixel
 
 
-@njit(inline="always")
+@inlined
 def _add_term(total: Any, codes: Any, norms: Any, unit: int, weights: Any, weight: int, mask: Any, group: int) -> Any:
     """Adds the distances of one term, times its norms."""
     at = unit * group

@@ -2,54 +2,61 @@
 
 Bits lie in the lanes, so a projection is one chain of byte products over the tile's features, four at
 a time; codes stay in registers until they are packed. A byte x of an image stands for the quantised
-value q = x - zero, and what is subtracted is the same for every position: it is what a chain starts
-with, ``start = -P (centre + zero)``. Everything but the norm's root is a whole number.
+value q = x - zero, and what is subtracted is the same for every position, so a chain starts with it.
+With the projection's sign turned, a bit is set where
+
+    sum -P x + (P (centre + zero) - 1) < 0.
+
+Everything but the norm's root is a whole number.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from runtime.kernels.compiling import helper, inlined
 from runtime.kernels.integer_norms import write_norms
 from runtime.kernels.integers import (
     and_words,
-    broadcast16,
-    broadcast32,
-    broadcast64,
+    broadcast,
     dot_bytes,
-    nonnegative_bits,
+    load_constant,
+    load_four,
+    negative_bits,
     subtract_words,
     sum_of_squares,
-    sum_words,
+    sums_of_eight,
     widen_bytes,
 )
 from runtime.kernels.memory import bytes_at, int16_at, int32_at, intp_at, make_record
 from runtime.kernels.native import native
-from runtime.kernels.vectors import add_words, load16, load32, load64, store_bits
+from runtime.kernels.vectors import add_words, load16, store, store_bits, store_first
 from runtime.kernels.windows import copy_bytes, gather_bytes, gather_bytes_to_slots
 
-WINDOWS = 4  # windows that share each load of the projection
-LONGEST_RUN = 256  # windows whose squared norms are kept before they are finished
-READ_BEYOND = 16  # bytes that may be read after an image, and written after windows in the scratch
+WINDOWS = 16  # windows that are gathered before they are hashed
+LONGEST_RUN = 256  # windows of which the squared norms are kept before they are finished
+SLACK = 16  # elements that may be read or written after an array
+_KEPT = (1, 2, 4, 8, 16)  # fours of features in a tile for which there are kernels of their own,
+_IN_REGISTERS = 16  # where a block of its projection fits so many registers
 
 # Fields of the record; the first ones are addresses.
 ARGUMENTS = np.dtype(
     [
         ("x", np.intp),  # uint8[n, h, w, c]
-        ("zeros", np.intp),  # uint8[kw * c], the byte of a pad
+        ("zeros", np.intp),  # uint8[c], the byte of a pad
         ("slots", np.intp),  # intp[kh * kw * c], place of each feature in the scratch; 0 where they lie in order
-        ("projection", np.intp),  # int32[t, fours, lanes]: four features of a bit in a lane
-        ("start", np.intp),  # int32[t, lanes]; -1 for an absent bit
+        ("projection", np.intp),  # int32[t, lanes / block, fours, block]: four features of a bit in a lane
+        ("start", np.intp),  # int32[t, lanes / block, block]
         ("centre", np.intp),  # int16[t, sixteens * 16], centre + zero
         ("present", np.intp),  # int16[t, sixteens * 16], -1 where a feature exists, else 0
-        ("ring_codes", np.intp),  # uint8[ow, t * B], of pad pixels; 0 where a window has several taps
+        ("ring_codes", np.intp),  # uint8[ow, t * B], of pad pixels; 0 where there are none
         ("ring_norms", np.intp),  # uint8[ow, t * repeat]
-        ("ring_sums", np.intp),  # int32[ow]
-        ("scratch", np.intp),  # uint8[slots, 4 * f + 16 or more], f features of a window
-        ("squares", np.intp),  # int32[slots, run * t + 16], squared norms
+        ("ring_sums", np.intp),  # int32[ow + 15]
+        ("scratch", np.intp),  # uint8[slots, 16 * f or more], f features of a window
+        ("squares", np.intp),  # int32[slots, run * t or more], squared norms
         ("codes", np.intp),  # uint8[n, oh, ow, t, B], written
         ("norms", np.intp),  # uint8[n, oh, ow, t, repeat], written
         ("sums", np.intp),  # int32[n, oh, ow], written: sum of the tiles' norms
@@ -71,7 +78,7 @@ ARGUMENTS = np.dtype(
         ("tiles", np.intp),
         ("fours", np.intp),  # of features in a tile, rounded up
         ("sixteens", np.intp),  # alike
-        ("lanes", np.intp),  # k, rounded up to a multiple of 16
+        ("lanes", np.intp),  # k, rounded up to a multiple of the block
         ("code", np.intp),  # B
         ("repeat", np.intp),  # bytes of a norm
         ("scratch_row", np.intp),  # bytes of one slot
@@ -83,16 +90,44 @@ ARGUMENTS = np.dtype(
 _arguments_at = make_record(ARGUMENTS)
 
 
-@native
-def lsh_encode_integer(arguments: int, begin: int, end: int, slot: int) -> None:
-    """Hashes the positions begin..end of the flattened [n, oh, ow]; see ``ARGUMENTS``."""
-    p = _arguments_at(arguments)
+def block_of(hash_length: int) -> int:
+    """Bits that are computed at once: 64, 32 or 16."""
+    return next(block for block in (64, 32, 16) if -(-hash_length // 16) * 16 % block == 0)
+
+
+def lsh_encode_integer(block: int, fours: int) -> int:
+    """Address of the kernel.
+
+    Args:
+        block: bits that are computed at once, see ``block_of``.
+        fours: of features in a tile; where they are few, their projection stays in registers.
+    """
+    kept = fours in _KEPT and fours * block <= 16 * _IN_REGISTERS
+    return _kernel(block // 16, fours if kept else 0)
+
+
+@cache
+def _kernel(registers: int, fours: int) -> int:
+    block = (0,) * registers
+
+    @native
+    def lsh_encode_integer_kernel(arguments: int, begin: int, end: int, slot: int) -> None:
+        _encode(_arguments_at(arguments), begin, end, slot, block, fours)
+
+    return lsh_encode_integer_kernel()
+
+
+@inlined
+def _encode(p: Any, begin: int, end: int, slot: int, block: Any, fours: int) -> None:
+    """Hashes the positions begin..end of the flattened [n, oh, ow]."""
     image, rest = divmod(begin, p.oh * p.ow)
     oy, ox = divmod(rest, p.ow)
+    one_tap = p.kh * p.kw == 1 and p.slots == 0
+    longest = LONGEST_RUN if one_tap else WINDOWS
     position = begin
     while position < end:
         # A part of a row, in three runs: pads, windows, pads.
-        stop = min(end, position + p.ow - ox, position + LONGEST_RUN)
+        stop = min(end, position + min(p.ow - ox, longest))
         first, last = position, stop
         if p.ring_codes:
             row = position - ox
@@ -102,7 +137,14 @@ def lsh_encode_integer(arguments: int, begin: int, end: int, slot: int) -> None:
                 first = last = stop
             _copy_ring(p, position, first)
             _copy_ring(p, last, stop)
-        _encode_run(p, image, oy, ox + first - position, first, last, slot)
+        column = ox + first - position
+        if first < last:
+            pixel = (image * p.h + oy * p.sy - p.top) * p.w + column * p.sx - p.left
+            source, step = p.x + pixel * p.c, p.sx * p.c
+            if not one_tap:
+                _gather(p, image, oy, column, last - first, slot)
+                source, step = p.scratch + slot * p.scratch_row, p.features
+            _hash(p, source, step, first, last, slot, block, fours)
         ox += stop - position
         position = stop
         if ox == p.ow:
@@ -113,7 +155,7 @@ def lsh_encode_integer(arguments: int, begin: int, end: int, slot: int) -> None:
                 image += 1
 
 
-@njit(inline="always")
+@helper
 def _copy_ring(p: Any, begin: int, end: int) -> None:
     if begin < end:
         codes, norms, sums = bytes_at(p.codes), bytes_at(p.norms), int32_at(p.sums)
@@ -121,134 +163,145 @@ def _copy_ring(p: Any, begin: int, end: int) -> None:
         code, norm = p.tiles * p.code, p.tiles * p.repeat
         copy_bytes(ring_codes, 0, codes, begin * code, (end - begin) * code)
         copy_bytes(ring_norms, 0, norms, begin * norm, (end - begin) * norm)
-        for i in range(end - begin):
-            sums[begin + i] = ring_sums[i]
+        for i in range(0, end - begin, 16):
+            store_first(sums, begin + i, load16(ring_sums, i), min(16, end - begin - i))
 
 
-@njit(inline="always")
-def _encode_run(p: Any, image: int, oy: int, ox: int, first: int, last: int, slot: int) -> None:
-    """Hashes the windows first..last of one row, of which the first is in column ``ox``."""
+@helper
+def _gather(p: Any, image: int, oy: int, ox: int, count: int, slot: int) -> None:
+    """Copies windows of one row to the scratch, one after the other."""
     x, zeros, scratch = bytes_at(p.x), bytes_at(p.zeros), bytes_at(p.scratch + slot * p.scratch_row)
-    squares = int32_at(p.squares + 4 * slot * p.squares_row)
-    tiles, features = p.tiles, p.features
-    one_tap = p.kh * p.kw == 1 and p.slots == 0
-    source = x if one_tap else scratch
-    for at in range(first, last, 4):
-        # Beyond the run, its last window is computed again: the same bits to the same place.
-        p1, p2, p3 = min(at + 1, last - 1), min(at + 2, last - 1), min(at + 3, last - 1)
-        if one_tap:
-            pixel = (image * p.h + oy * p.sy - p.top) * p.w - p.left
-            w0 = (pixel + (ox + at - first) * p.sx) * p.c
-            w1 = (pixel + (ox + p1 - first) * p.sx) * p.c
-            w2 = (pixel + (ox + p2 - first) * p.sx) * p.c
-            w3 = (pixel + (ox + p3 - first) * p.sx) * p.c
+    for i in range(count):
+        if p.slots:
+            gather_bytes_to_slots(x, zeros, intp_at(p.slots), p, image, oy, ox + i, scratch, i * p.features)
         else:
-            w0, w1, w2, w3 = 0, features, 2 * features, 3 * features
-            for lane in range(4):
-                column = ox + min(at + lane, last - 1) - first
-                if p.slots:
-                    gather_bytes_to_slots(
-                        x, bytes_at(p.zeros), intp_at(p.slots), p, image, oy, column, scratch, lane * features
-                    )
-                else:
-                    gather_bytes(x, zeros, p, image, oy, column, scratch, lane * features)
-        for tile in range(tiles):
-            offset = tile * p.tile_size
-            to = tile - first * tiles
-            squares[at * tiles + to] = _energy(p, source, w0 + offset, tile)
-            squares[p1 * tiles + to] = _energy(p, source, w1 + offset, tile)
-            squares[p2 * tiles + to] = _energy(p, source, w2 + offset, tile)
-            squares[p3 * tiles + to] = _energy(p, source, w3 + offset, tile)
-            u0, u1, u2, u3 = at * tiles + tile, p1 * tiles + tile, p2 * tiles + tile, p3 * tiles + tile
-            _project(p, source, w0 + offset, w1 + offset, w2 + offset, w3 + offset, tile, u0, u1, u2, u3)
+            gather_bytes(x, zeros, p, image, oy, ox + i, scratch, i * p.features)
+
+
+@inlined
+def _hash(p: Any, source: int, step: int, first: int, last: int, slot: int, block: Any, fours: int) -> None:
+    """Hashes the positions first..last, whose windows begin at ``source`` and every ``step`` bytes after it."""
+    windows = bytes_at(source)
+    squares = int32_at(p.squares + 4 * slot * p.squares_row)
+    _measure(p, windows, step, last - first, squares)
     write_norms(p, squares, first, last)
+    row = 0
+    width = 16 * len(block)
+    for tile in range(p.tiles):
+        for bit in range(0, p.lanes, width):
+            to = (first * p.tiles + tile) * p.code + bit // 8
+            size = min(width // 8, p.code - bit // 8)
+            at = tile * p.tile_size
+            start = tile * p.lanes + bit
+            if fours:
+                _project_kept(p, windows, at, step, last - first, row, start, to, size, block, fours)
+                row += fours * width
+            else:
+                _project(p, windows, at, step, last - first, row, start, to, size, block)
+                row += p.fours * width
 
 
-@njit(inline="always")
-def _energy(p: Any, source: Any, at: int, tile: int) -> Any:
-    """Squared norm of one tile."""
+@helper
+def _measure(p: Any, windows: Any, step: int, count: int, squares: Any) -> None:
+    """Squared norms of the tiles of windows, four at a time: int32[count, tiles]."""
     centre, present = int16_at(p.centre), int16_at(p.present)
-    row = tile * p.sixteens * 16
-    total = _squares(source, at, centre, present, row)
-    for i in range(16, p.sixteens * 16, 16):
-        total = add_words(total, _squares(source, at + i, centre, present, row + i))
-    return sum_words(total)
+    tiles, size, chunk = p.tiles, p.tile_size, p.sixteens * 16
+    units = count * tiles
+    tile, window = 0, 0
+    for unit in range(0, units, 4):
+        # Beyond the end, the last tile is measured again.
+        w0, r0 = window + tile * size, tile * chunk
+        w1, r1, tile, window = _next_tile(unit + 1 < units, tile, window, tiles, size, chunk, step)
+        w2, r2, tile, window = _next_tile(unit + 2 < units, tile, window, tiles, size, chunk, step)
+        w3, r3, tile, window = _next_tile(unit + 3 < units, tile, window, tiles, size, chunk, step)
+        total = _squares(windows, w0, w1, w2, w3, centre, present, r0, r1, r2, r3)
+        for i in range(16, chunk, 16):
+            more = _squares(windows, w0 + i, w1 + i, w2 + i, w3 + i, centre, present, r0 + i, r1 + i, r2 + i, r3 + i)
+            total = add_words(total, more)
+        store(squares, unit, sums_of_eight(total))
+        _, _, tile, window = _next_tile(True, tile, window, tiles, size, chunk, step)
 
 
-@njit(inline="always")
-def _squares(source: Any, at: int, centre: Any, present: Any, row: int) -> Any:
-    v = subtract_words(widen_bytes(load16(source, at)), load16(centre, row))
-    return sum_of_squares(and_words(v, load16(present, row)))
+@inlined
+def _next_tile(
+    more: bool, tile: int, window: int, tiles: int, size: int, chunk: int, step: int
+) -> tuple[int, int, int, int]:
+    """Place of the next tile's bytes and of its centre, its number and its window."""
+    if more:
+        tile += 1
+        if tile == tiles:
+            tile = 0
+            window += step
+    return window + tile * size, tile * chunk, tile, window
 
 
-@njit(inline="always")
+@inlined
+def _squares(
+    windows: Any, w0: int, w1: int, w2: int, w3: int, centre: Any, present: Any, r0: int, r1: int, r2: int, r3: int
+) -> Any:
+    """Squares of sixteen features of four tiles, added in pairs."""
+    v = subtract_words(widen_bytes(load_four(windows, w0, w1, w2, w3)), load_four(centre, r0, r1, r2, r3))
+    return sum_of_squares(and_words(v, load_four(present, r0, r1, r2, r3)))
+
+
+@inlined
+def _project_kept(
+    p: Any, windows: Any, at: int, step: int, count: int, row: int, start: int, to: int, size: int, block: Any,
+    fours: int,
+) -> None:  # fmt: skip
+    """Writes ``size`` bytes of the codes of one tile of windows, one after the other.
+
+    The number of loads of the projection is known when compiling, so LLVM keeps them in registers.
+    """
+    projection, starts, codes = int32_at(p.projection), int32_at(p.start), bytes_at(p.codes)
+    width, stride = 16 * len(block), p.tiles * p.code
+    for _ in range(count):
+        a = load_constant(starts, start, block)
+        for j in range(fours):
+            weights = load_constant(projection, row + j * width, block)
+            a = dot_bytes(a, broadcast(windows, at + 4 * j, block), weights)
+        _store_code(codes, to, negative_bits(a), size, 2 * len(block))
+        at += step
+        to += stride
+
+
+@inlined
 def _project(
-    p: Any, source: Any, w0: int, w1: int, w2: int, w3: int, tile: int, u0: int, u1: int, u2: int, u3: int
+    p: Any, windows: Any, at: int, step: int, count: int, row: int, start: int, to: int, size: int, block: Any
 ) -> None:
-    """Writes one tile's codes of four windows, 64 bits at a time, then 32, then 16; u0..u3 number the codes."""
-    projection, start = int32_at(p.projection), int32_at(p.start)
-    codes = bytes_at(p.codes)
-    width, code, fours = p.lanes, p.code, p.fours
-    first, row = tile * width, tile * fours * width
-    bit = 0
-    while bit + 64 <= width:
-        a0 = load64(start, first + bit)
+    """Writes ``size`` bytes of the codes of one tile of windows, four at a time."""
+    projection, starts, codes = int32_at(p.projection), int32_at(p.start), bytes_at(p.codes)
+    width, stride = 16 * len(block), p.tiles * p.code
+    whole = 2 * len(block)
+    for i in range(0, count, 4):
+        # Beyond the end, the last window is projected again: the same bits to the same place.
+        i1, i2, i3 = min(i + 1, count - 1), min(i + 2, count - 1), min(i + 3, count - 1)
+        w0, w1, w2, w3 = at + i * step, at + i1 * step, at + i2 * step, at + i3 * step
+        a0 = load_constant(starts, start, block)
         a1, a2, a3 = a0, a0, a0
-        at = row + bit
-        for j in range(0, 4 * fours, 4):
-            r = load64(projection, at)
-            a0 = dot_bytes(a0, broadcast64(source, w0 + j), r)
-            a1 = dot_bytes(a1, broadcast64(source, w1 + j), r)
-            a2 = dot_bytes(a2, broadcast64(source, w2 + j), r)
-            a3 = dot_bytes(a3, broadcast64(source, w3 + j), r)
-            at += width
-        to = bit // 8
-        _store_code(codes, u0 * code + to, nonnegative_bits(a0), code - to, 8)
-        _store_code(codes, u1 * code + to, nonnegative_bits(a1), code - to, 8)
-        _store_code(codes, u2 * code + to, nonnegative_bits(a2), code - to, 8)
-        _store_code(codes, u3 * code + to, nonnegative_bits(a3), code - to, 8)
-        bit += 64
-    if bit + 32 <= width:
-        b0 = load32(start, first + bit)
-        b1, b2, b3 = b0, b0, b0
-        at = row + bit
-        for j in range(0, 4 * fours, 4):
-            s = load32(projection, at)
-            b0 = dot_bytes(b0, broadcast32(source, w0 + j), s)
-            b1 = dot_bytes(b1, broadcast32(source, w1 + j), s)
-            b2 = dot_bytes(b2, broadcast32(source, w2 + j), s)
-            b3 = dot_bytes(b3, broadcast32(source, w3 + j), s)
-            at += width
-        to = bit // 8
-        _store_code(codes, u0 * code + to, nonnegative_bits(b0), code - to, 4)
-        _store_code(codes, u1 * code + to, nonnegative_bits(b1), code - to, 4)
-        _store_code(codes, u2 * code + to, nonnegative_bits(b2), code - to, 4)
-        _store_code(codes, u3 * code + to, nonnegative_bits(b3), code - to, 4)
-        bit += 32
-    if bit < width:
-        c0 = load16(start, first + bit)
-        c1, c2, c3 = c0, c0, c0
-        at = row + bit
-        for j in range(0, 4 * fours, 4):
-            t = load16(projection, at)
-            c0 = dot_bytes(c0, broadcast16(source, w0 + j), t)
-            c1 = dot_bytes(c1, broadcast16(source, w1 + j), t)
-            c2 = dot_bytes(c2, broadcast16(source, w2 + j), t)
-            c3 = dot_bytes(c3, broadcast16(source, w3 + j), t)
-            at += width
-        to = bit // 8
-        _store_code(codes, u0 * code + to, nonnegative_bits(c0), code - to, 2)
-        _store_code(codes, u1 * code + to, nonnegative_bits(c1), code - to, 2)
-        _store_code(codes, u2 * code + to, nonnegative_bits(c2), code - to, 2)
-        _store_code(codes, u3 * code + to, nonnegative_bits(c3), code - to, 2)
+        for j in range(p.fours):
+            weights = load_constant(projection, row + j * width, block)
+            a0 = dot_bytes(a0, broadcast(windows, w0 + 4 * j, block), weights)
+            a1 = dot_bytes(a1, broadcast(windows, w1 + 4 * j, block), weights)
+            a2 = dot_bytes(a2, broadcast(windows, w2 + 4 * j, block), weights)
+            a3 = dot_bytes(a3, broadcast(windows, w3 + 4 * j, block), weights)
+        _store_code(codes, to + i * stride, negative_bits(a0), size, whole)
+        _store_code(codes, to + i1 * stride, negative_bits(a1), size, whole)
+        _store_code(codes, to + i2 * stride, negative_bits(a2), size, whole)
+        _store_code(codes, to + i3 * stride, negative_bits(a3), size, whole)
 
 
-@njit(inline="always")
-def _store_code(codes: Any, to: int, bits: Any, left: int, size: int) -> None:
-    """Writes ``size`` bytes of a code, or the ``left`` ones that remain of it."""
-    if left >= size:
+@inlined
+def _store_code(codes: Any, to: int, bits: Any, size: int, whole: int) -> None:
+    """Writes the ``size`` bytes of a code that exist, of ``whole`` ones."""
+    if size == whole:
         store_bits(codes, to, bits)
     else:
-        for i in range(left):
-            codes[to + i] = np.uint8(bits & 255)
-            bits = bits >> 8
+        _store_part(codes, to, np.uint64(bits), size)
+
+
+@helper
+def _store_part(codes: Any, to: int, bits: Any, size: int) -> None:
+    for i in range(size):
+        codes[to + i] = np.uint8(bits & np.uint64(255))
+        bits = bits >> np.uint64(8)

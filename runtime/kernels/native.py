@@ -50,7 +50,8 @@ def native(function: Callable[[int, int, int, int], None]) -> Callable[[], int]:
         enable_cache(kernel, function.__name__)
         kernel.compile()
         _KEPT.append(kernel)
-        return int(kernel.address)
+        assert kernel.address is not None
+        return kernel.address
 
     return address
 

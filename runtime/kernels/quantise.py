@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from runtime.kernels.integers import float_bits, low_bytes, store_apart
+from runtime.kernels.compiling import inlined
+from runtime.kernels.integers import low_bytes, round_words, store_apart
 from runtime.kernels.memory import bytes_at, float32_at, make_record
 from runtime.kernels.native import native
-from runtime.kernels.vectors import add, load16_first, maximum, minimum, mul, splat16, store_first
+from runtime.kernels.vectors import add_words, load16_first, maximum, minimum, mul, splat16, store_first
 
 # Fields of the record; the first ones are addresses.
 ARGUMENTS = np.dtype(
@@ -26,7 +26,7 @@ ARGUMENTS = np.dtype(
         ("factor", np.float32),  # 2 ** exponent
         ("least", np.float32),  # low
         ("most", np.float32),  # high
-        ("rounding", np.float32),  # ROUNDING - low
+        ("zero", np.int32),  # -low
     ],
     align=True,
 )
@@ -53,8 +53,8 @@ def quantise(arguments: int, begin: int, end: int, slot: int) -> None:
                 store_apart(out, first * p.channels + channel, p.channels, pixels, count)
 
 
-@njit(inline="always")
+@inlined
 def _quantise16(p: Any, x: Any, at: int, count: int) -> Any:
     z = mul(load16_first(x, at, count), splat16(p.factor))
     z = minimum(maximum(z, splat16(p.least)), splat16(p.most))
-    return low_bytes(float_bits(add(z, splat16(p.rounding))))
+    return low_bytes(add_words(round_words(z), splat16(p.zero)))

@@ -58,7 +58,11 @@ class Vector(types.Type):
     @property
     def align(self) -> int:
         """Bytes on which loads and stores rely: an element's own; nothing asks for more."""
-        return min(int(self.element.bitwidth) // 8, 4)
+        return min(_bytes_of(self.element), 4)
+
+
+def _bytes_of(element: Any) -> int:
+    return int(element.bitwidth) // 8
 
 
 @register_default(Vector)
@@ -292,7 +296,7 @@ def store_bits(typingctx: Any, array: Any, index: Any, bits: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _pointer(context, builder, signature.args[0], args[0], args[1], args[2].type)
-        builder.store(args[2], pointer, align=array.dtype.bitwidth // 8)
+        builder.store(args[2], pointer, align=_bytes_of(array.dtype))
 
     return types.void(array, types.intp, bits), codegen
 

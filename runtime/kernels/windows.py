@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from numba import njit
 
-from runtime.kernels.vectors import load16, load16_first, store, sub
+from runtime.kernels.compiling import inlined
+from runtime.kernels.vectors import load16, load16_first, store, store_first, sub
 
 SLACK = 16  # elements of scratch after the last window, see ``copy_minus``
 
@@ -134,26 +135,24 @@ def gather_to_slots(
                 feature += 1
 
 
-@njit(inline="always")
+@inlined
 def copy_bytes(source: Any, at: int, out: Any, to: int, count: int) -> None:
     """``out[to + i] = source[at + i]`` for i below ``count``, which need not be known; nothing else is written."""
-    i = 0
-    while i + 16 <= count:
+    whole = count // 16 * 16
+    for i in range(0, whole, 16):
         store(out, to + i, load16(source, at + i))
-        i += 16
-    while i < count:
-        out[to + i] = source[at + i]
-        i += 1
+    if whole < count:
+        store_first(out, to + whole, load16_first(source, at + whole, count - whole), count - whole)
 
 
-@njit(inline="always")
+@inlined
 def _copy_freely(source: Any, at: int, out: Any, to: int, count: int) -> None:
     """As ``copy_bytes``, but reads and writes up to fifteen bytes after the last."""
     for i in range(0, count, 16):
         store(out, to + i, load16(source, at + i))
 
 
-@njit(inline="always")
+@inlined
 def gather_bytes(x: Any, zeros: Any, window: Any, image: int, oy: int, ox: int, out: Any, to: int) -> None:
     """Copies a window in the order (ky, kx, channel).
 
@@ -190,7 +189,7 @@ def gather_bytes(x: Any, zeros: Any, window: Any, image: int, oy: int, ox: int, 
             to += count
 
 
-@njit(inline="always")
+@inlined
 def gather_bytes_to_slots(
     x: Any, zeros: Any, slots: Any, window: Any, image: int, oy: int, ox: int, out: Any, to: int
 ) -> None:

@@ -13,7 +13,6 @@ import numpy as np
 
 from runtime import opset
 from runtime.builder import PlanBuilder, Work
-from runtime.conversions import rounding_of
 from runtime.kernels import lsh_conv_integer as conv_kernel
 from runtime.kernels import lsh_encode_integer as encode_kernel
 from runtime.kernels.native import NativeCall, make_arguments
@@ -26,6 +25,7 @@ from runtime.operators.packing_integer import (
     find_terms,
     group_of,
     norm_layout,
+    pack_epilogue,
     pack_integer_codes,
     pack_integer_projection,
 )
@@ -50,10 +50,8 @@ def emit_encode(node: Node, builder: PlanBuilder) -> None:
     sums = builder.write(node.outputs[1], Layout.PIXEL_SUMS)
     window = window_of(node, x.spec.shape, codes.spec.shape)
     tiles = codes.spec.shape[3]
-    scratch_row = encode_kernel.WINDOWS * projection.shape[1] + encode_kernel.READ_BEYOND
-    scratch = builder.scratch((builder.slots, scratch_row), np.uint8)
-    squares_row = min(encode_kernel.LONGEST_RUN, window.ow) * tiles + encode_kernel.READ_BEYOND
-    squares = builder.scratch((builder.slots, squares_row), np.int32)
+    scratch = builder.scratch((builder.slots, _scratch_row(window)), np.uint8)
+    squares = builder.scratch((builder.slots, _squares_row(window, tiles)), np.int32)
     cost = _NS_PER_POSITION + projection.size * _NS_PER_PROJECTION
 
     def bind(inputs: Sequence[Array], outputs: Sequence[Array]) -> Work:
@@ -61,9 +59,8 @@ def emit_encode(node: Node, builder: PlanBuilder) -> None:
         values |= dict(zip(("codes", "norms", "sums", "scratch", "squares"), outputs, strict=True))
         values["x"] = inputs[0]
         if window.kh * window.kw == 1 and any(node.attributes["pads"]):
-            values |= _ring(values, window, tiles)
-        call = NativeCall(encode_kernel.lsh_encode_integer(), *make_arguments(encode_kernel.ARGUMENTS, values))
-        return Work(call, outputs[2].size, cost)
+            values |= _ring(packed, values, window, tiles)
+        return Work(_call_encoder(packed, values), outputs[2].size, cost)
 
     builder.add(node, [x], [codes, norms, sums, scratch, squares], bind)
 
@@ -86,7 +83,7 @@ def _encode_values(
     code = -(-k // 8)
     return {
         **window._asdict(),
-        "zeros": np.full(window.c + encode_kernel.READ_BEYOND, zero, np.uint8),
+        "zeros": np.full(window.c + encode_kernel.SLACK, zero, np.uint8),
         "slots": packed.slots if packed.slots.size else 0,
         "projection": packed.weights,
         "start": packed.start,
@@ -98,28 +95,42 @@ def _encode_values(
         "features": features,
         "tile_size": tile_size,
         "tiles": packed.start.shape[0],
-        "fours": packed.weights.size // packed.start.size,
+        "fours": packed.fours,
         "sixteens": packed.centre.shape[1] // 16,
         "lanes": packed.start.shape[1],
         "code": code,
         "repeat": code // group_of(code),
-        "scratch_row": encode_kernel.WINDOWS * features + encode_kernel.READ_BEYOND,
-        "squares_row": min(encode_kernel.LONGEST_RUN, window.ow) * packed.start.shape[0] + encode_kernel.READ_BEYOND,
+        "scratch_row": _scratch_row(window),
+        "squares_row": _squares_row(window, packed.start.shape[0]),
         "norm_scale": float(np.float32(node.attributes["norm_scale"])),
     }
 
 
-def _ring(values: dict[str, Any], window: Window, tiles: int) -> dict[str, Array]:
+def _call_encoder(packed: PackedIntegerProjection, values: dict[str, Any]) -> NativeCall:
+    address = encode_kernel.lsh_encode_integer(packed.block, packed.fours)
+    return NativeCall(address, *make_arguments(encode_kernel.ARGUMENTS, values))
+
+
+def _scratch_row(window: Window) -> int:
+    """Bytes in which one thread gathers windows."""
+    return encode_kernel.WINDOWS * window.kh * window.kw * window.c + encode_kernel.SLACK
+
+
+def _squares_row(window: Window, tiles: int) -> int:
+    """Squared norms that one thread keeps."""
+    return min(encode_kernel.LONGEST_RUN, window.ow) * tiles + encode_kernel.SLACK
+
+
+def _ring(packed: PackedIntegerProjection, values: dict[str, Any], window: Window, tiles: int) -> dict[str, Array]:
     """A row of pad pixels, by the kernel itself: codes, norms and sums."""
     row = {
         "codes": np.zeros((window.ow, tiles * values["code"]), np.uint8),
         "norms": np.zeros((window.ow, tiles * values["repeat"]), np.uint8),
-        "sums": np.zeros(window.ow, np.int32),
+        "sums": np.zeros(window.ow + encode_kernel.SLACK, np.int32),
     }
     one = Window(1, 1, window.c, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0)
     pixel = values | row | one._asdict() | {"x": values["zeros"]}
-    call = NativeCall(encode_kernel.lsh_encode_integer(), *make_arguments(encode_kernel.ARGUMENTS, pixel))
-    call(0, 1, 0)
+    _call_encoder(packed, pixel)(0, 1, 0)
     for array in row.values():
         array[1:] = array[0]
     return {f"ring_{name}": array for name, array in row.items()}
@@ -128,8 +139,8 @@ def _ring(values: dict[str, Any], window: Window, tiles: int) -> dict[str, Array
 def emit_conv(node: Node, builder: PlanBuilder) -> None:
     """``LshConvInteger`` and ``LshConvAddInteger``: codes and norms to an image."""
     weight_codes, scale, bias = (builder.initializer(name) for name in node.inputs[2:5])
-    dilations, strides = node.attributes["dilations"], node.attributes["strides"]
-    packed = builder.once(node.outputs[0], lambda: pack_integer_codes(weight_codes, scale, bias, dilations[1]))
+    k, dilations, strides = node.attributes["hash_length"], node.attributes["dilations"], node.attributes["strides"]
+    packed = builder.once(node.outputs[0], lambda: pack_integer_codes(weight_codes, scale, bias, k, dilations[1]))
     code = weight_codes.shape[-1]
     inputs = [
         builder.read(node.inputs[0], Layout.PLAIN),
@@ -146,13 +157,13 @@ def emit_conv(node: Node, builder: PlanBuilder) -> None:
     starts = (np.arange(oh)[:, None] * (strides[0] * w) + np.arange(ow) * strides[1]).astype(np.intp)
     constants = {
         "weights": packed.weights, "offsets": offsets, "masks": masks, "taps": taps, "starts": starts,
-        "scale": packed.scale, "bias": packed.bias, "doubled": packed.doubled,
         "terms": offsets.size, "tap_count": taps.size, "area": oh * ow, "row": ow, "stride": strides[1],
         "image": h * w, "pixel": tiles * (code // group_of(code)), "outputs": o,
-        "half_length": node.attributes["hash_length"] / 2,
-        "low": np.float32(node.attributes["clip_min"]), "high": np.float32(node.attributes["clip_max"]),
-        **rounding_of(next((layout for layout in written if isinstance(layout, Quantised)), Quantised(0, 0, 255))),
+        "half_length": k / 2,
     }  # fmt: skip
+    quantised = next((layout for layout in written if isinstance(layout, Quantised)), None)
+    clip = node.attributes["clip_min"], node.attributes["clip_max"]
+    constants |= pack_epilogue(packed, clip, quantised, written == [quantised], len(inputs) == 4)
 
     def bind(arrays: Sequence[Array], outs: Sequence[Array]) -> Work:
         values = constants | dict(zip(("codes", "norms", "sums"), arrays, strict=False))

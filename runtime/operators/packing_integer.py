@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from runtime.kernels.integers import ROUND_LIMIT, sign_order
 from runtime.kernels.lsh_conv_integer import GROUPS
-from runtime.layout import AnyLayout, Layout, Repeated
+from runtime.kernels.lsh_encode_integer import block_of
+from runtime.layout import AnyLayout, Layout, Quantised, Repeated
 from runtime.model import Array
 from runtime.operators.packing import LANES, order_features, pad_lanes, round_up
 
@@ -31,12 +34,14 @@ class PackedIntegerProjection:
     """A projection as ``lsh_encode_integer`` reads it; a lane is a bit.
 
     Attributes:
-        weights: int32[t, fours, lanes], four features of a bit in each; absent ones are 0.
-        start: int32[t, lanes], what a sum starts with; -1 for an absent bit, whose sign then is 0.
+        weights: int32[t, blocks, fours, block], the negated projection, four features of a bit in each.
+        start: int32[t, blocks * block], what a sum starts with; at least 0 for an absent bit, which then is 0.
         centre: int16[t, sixteens * 16], what is subtracted from a byte; 0 for an absent feature.
         present: int16[t, sixteens * 16], -1 for a feature and 0 for an absent one.
         slots: intp[kh * kw * c] in the order (ky, kx, c): place of each feature in the scratch; empty
             where features lie there in that order.
+        block: bits that are computed at once.
+        fours: of features in a tile, rounded up.
     """
 
     weights: Array
@@ -44,13 +49,15 @@ class PackedIntegerProjection:
     centre: Array
     present: Array
     slots: Array
+    block: int
+    fours: int
 
 
 def pack_integer_projection(projection: Array, centre: Array, zero: int, tile_size: int) -> PackedIntegerProjection:
     """Packs a projection.
 
     Args:
-        projection: int8[k, f], columns in the order (c, ky, kx).
+        projection: int8[k, f], columns in the order (c, ky, kx); no entry is -128.
         centre: int16[c].
         zero: the byte that stands for 0.
         tile_size: features in one tile, at most f.
@@ -59,19 +66,24 @@ def pack_integer_projection(projection: Array, centre: Array, zero: int, tile_si
         The packed projection.
     """
     k, features = projection.shape
+    block = block_of(k)
     columns, tile, rank, slots = order_features(features, centre.size, tile_size)
-    tiles, lanes = -(-features // tile_size), round_up(k, LANES)
-    subtracted = centre.astype(np.int64)[columns // (features // centre.size)] + zero
-    rows = np.zeros((tiles, round_up(tile_size, FOUR), lanes), np.int8)
-    rows[tile, rank, :k] = projection[:, columns].T
-    weights = np.ascontiguousarray(rows.reshape(tiles, -1, FOUR, lanes).transpose(0, 1, 3, 2)).view(np.int32)
+    tiles, lanes, fours = -(-features // tile_size), round_up(k, block), -(-tile_size // FOUR)
     of_features = np.zeros((tiles, round_up(tile_size, LANES)), np.int16)
     present = np.zeros_like(of_features)
-    of_features[tile, rank] = subtracted
+    of_features[tile, rank] = centre[columns // (features // centre.size)] + zero
     present[tile, rank] = -1
-    start = -np.einsum("tfb,tf->tb", rows.astype(np.int64), of_features[:, : rows.shape[1]].astype(np.int64))
-    start[:, k:] = -1
-    return PackedIntegerProjection(weights.reshape(-1), start.astype(np.int32), of_features, present, slots)
+    rows = np.zeros((tiles, fours * FOUR, lanes), np.int8)
+    rows[tile, rank, :k] = -projection[:, columns].T
+    start = -np.einsum("tfb,tf->tb", rows.astype(np.int64), of_features[:, : fours * FOUR].astype(np.int64))
+    start[:, :k] -= 1
+    # The lane that a block's bit comes from.
+    lane_of = (np.arange(lanes) // block * block).reshape(-1, block) + np.array(sign_order(block))
+    permuted, permuted_start = np.empty_like(rows), np.empty_like(start)
+    permuted[..., lane_of.reshape(-1)], permuted_start[:, lane_of.reshape(-1)] = rows, start
+    fourfold = permuted.reshape(tiles, fours, FOUR, lanes // block, block).transpose(0, 3, 1, 4, 2)
+    weights = np.ascontiguousarray(fourfold).view(np.int32).reshape(-1)
+    return PackedIntegerProjection(weights, permuted_start.astype(np.int32), of_features, present, slots, block, fours)
 
 
 @dataclass(frozen=True)
@@ -80,42 +92,92 @@ class PackedIntegerCodes:
 
     Attributes:
         weights: int32[blocks, terms, group, 16].
-        scale: float32[blocks * 16], times -2, or times -1 where ``doubled``.
-        bias: float32[blocks * 16].
-        doubled: whether twice a value of the scale would be infinite.
+        scale: float32[o].
+        bias: float32[o].
+        largest: bound of the magnitude of a sum of norms times ``k - 2 d``.
     """
 
     weights: Array
     scale: Array
     bias: Array
-    doubled: bool
+    largest: float
 
 
-def pack_integer_codes(weight_codes: Array, scale: Array, bias: Array, dilation: int) -> PackedIntegerCodes:
+def pack_integer_codes(
+    weight_codes: Array, scale: Array, bias: Array, hash_length: int, dilation: int
+) -> PackedIntegerCodes:
     """Packs weight codes.
 
     Args:
         weight_codes: uint8[o, kh, kw, t, B].
         scale: float32[o].
         bias: float32[o].
+        hash_length: k.
         dilation: pixels from a tap to the next in its row.
 
     Returns:
         The packed codes, with the terms of ``find_terms``.
     """
-    o, code = weight_codes.shape[0], weight_codes.shape[-1]
+    o, kh, kw, tiles, code = weight_codes.shape
     runs, group = _runs(weight_codes.shape[1:], dilation), group_of(code)
     size = round_up(weight_codes[0].size // runs, FOUR * group)
     padded = np.zeros((round_up(o, LANES), runs, size), np.uint8)
     padded[:o, :, : weight_codes[0].size // runs] = weight_codes.reshape(o, runs, -1)
     lanes = padded.view(np.int32).reshape(-1, LANES, runs * size // (FOUR * group), group)
+    weights = np.ascontiguousarray(lanes.transpose(0, 2, 3, 1)).reshape(-1)
+    return PackedIntegerCodes(weights, scale, bias, float(255 * hash_length * kh * kw * tiles))
+
+
+def pack_epilogue(
+    packed: PackedIntegerCodes, clip: tuple[float, float], quantised: Quantised | None, alone: bool, residual: bool
+) -> dict[str, Any]:
+    """Fields of ``EPILOGUE``, and scale and bias as its kernel reads them.
+
+    Args:
+        packed: the layer's weights.
+        clip: (clip_min, clip_max).
+        quantised: how the image is quantised, or nothing.
+        alone: whether nothing but the quantised image is written.
+        residual: whether an image is added.
+
+    Returns:
+        Field to value.
+    """
+    layout = quantised or Quantised(0, 0, 255)
+    factor, (low, high) = 2.0**layout.exponent, (np.float32(bound) for bound in clip)
+    scale, bias = packed.scale, packed.bias
+    # A power of two commutes with every rounding, as long as nothing comes near the ends of float32's range.
+    folds = alone and not residual and all(_is_moderate(values, factor) for values in (scale, bias))
+    if folds:
+        scale, bias = scale * np.float32(factor), bias * np.float32(factor)
+    with np.errstate(over="ignore"):  # a bound that becomes infinite never acts
+        clip_min, clip_max = low * np.float32(factor), high * np.float32(factor)
+    reach = packed.largest * np.abs(scale.astype(np.float64)).max() + np.abs(bias.astype(np.float64)).max()
+    reach *= 1 if folds else factor
+    # The clip is idle where the saturation of bytes does at least as much.
+    clips = not (folds and low <= layout.low / factor and high >= layout.high / factor)
     doubled = bool(np.abs(scale).max() > np.finfo(np.float32).max / 2)
-    return PackedIntegerCodes(
-        np.ascontiguousarray(lanes.transpose(0, 2, 3, 1)).reshape(-1),
-        pad_lanes(scale * np.float32(-1 if doubled else -2)),
-        pad_lanes(bias),
-        doubled,
-    )
+    return {
+        "scale": pad_lanes(scale * np.float32(-1 if doubled else -2)),
+        "bias": pad_lanes(bias),
+        "doubled": doubled,
+        "clips": clips,
+        "scales": not folds,
+        "clamps": residual or reach >= ROUND_LIMIT,
+        "low": clip_min if folds else low,
+        "high": clip_max if folds else high,
+        "factor": factor,
+        "least": layout.low,
+        "most": layout.high,
+        "zero": -layout.low,
+    }
+
+
+def _is_moderate(values: Array, factor: float) -> bool:
+    """Whether magnitudes are 0, or far from float32's least and greatest, before and after the factor."""
+    sizes = np.abs(values[values != 0].astype(np.float64))
+    sizes = np.concatenate([sizes, sizes * factor])
+    return sizes.size == 0 or bool(sizes.min() > 2.0**-60 and sizes.max() < 2.0**60)
 
 
 def find_terms(shape: Sequence[int], dilations: Sequence[int], row: int) -> tuple[Array, Array, Array]:
