@@ -151,6 +151,7 @@ def plot_study(study: NoiseStudy, path: Path, title: str) -> Path:
     """Draws accuracy against level, errors on the left and bits of P on the right; returns the file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     from bitbybit.noise_study import BITS, series
     from bitbybit.utils.files import atomic_path
@@ -170,6 +171,9 @@ def plot_study(study: NoiseStudy, path: Path, title: str) -> Path:
             axis.errorbar(levels, means, spreads, marker="o", capsize=3, label=labels[kind])
         axis.axhline(100 * study.exact, color="grey", linestyle=":", label="exact")
         axis.set(xlabel=label)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=lines[0][0] == BITS))
+        if lines[0][0] != BITS:
+            axis.set_xlim(left=0)
         axis.grid(alpha=0.3)
         axis.legend()
     axes[0].set(ylabel="accuracy, %")

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 from command_line import refused, rewrite
-from networks import hashed_network, write_artifact
+from networks import SmallResNet, hashed_network, write_artifact
 from onnx import helper
 from torch import nn
 
@@ -126,13 +126,19 @@ def test_hashed_positions_are_the_distinct_pixels_that_are_met(pads, strides):
 @pytest.mark.parametrize("tiling", ["pixel", "patch"])
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"centring": False}, {"output_tile_size": 5}, {"hash_length": 31, "input_tile_size": 5}],
-    ids=["plain", "uncentred", "parts", "odd"],
+    [
+        {},
+        {"centring": False},
+        {"output_tile_size": 5},
+        {"hash_length": 31, "input_tile_size": 5},
+        {"arithmetic": "integer"},
+        {"arithmetic": "integer", "hash_length": 31, "input_tile_size": 5},
+    ],
+    ids=["plain", "uncentred", "parts", "odd", "integer", "odd integer"],
 )
 def test_an_artifact_and_its_network_agree(tiling, settings):
-    model, _ = hashed_network()
     torch.manual_seed(0)
-    fresh = type(model)()
+    fresh = SmallResNet()
     common = {"hash_length": 24, "input_tile_size": 8, "output_tile_size": None, "tiling": tiling, "centring": True}
     bb.patch_model(fresh, {"common_params": common | settings})
     bb.calibrate(fresh, torch.randn(4, 3, 12, 12))
@@ -156,14 +162,17 @@ def test_groups_read_their_own_channels():
     assert ours.dense_macs == 25 * 4 * 27
 
 
-def test_weight_bytes_are_those_of_the_file(tmp_path):
-    model, _ = hashed_network()
+@pytest.mark.parametrize("arithmetic", ["float", "integer"])
+def test_weight_bytes_are_those_of_the_file(tmp_path, arithmetic):
+    torch.manual_seed(0)
+    settings = {"hash_length": 24, "input_tile_size": 8, "output_tile_size": None, "arithmetic": arithmetic}
+    model = bb.patch_model(SmallResNet(), {"common_params": settings}).eval()
     loaded = load_model(write_artifact(tmp_path / "a.onnx", model))
     for layer in artifact_costs(loaded).layers:
         own = {
-            n: a.nbytes
-            for n, a in loaded.initializers.items()
-            if n.startswith(f"{layer.name}/") and not n.endswith("_shape")
+            name: array.nbytes
+            for name, array in loaded.initializers.items()
+            if name.startswith(f"{layer.name}/") and not name.endswith("_shape")
         }
         if layer.hashed:
             assert layer.weight_bytes + layer.projection_bytes == sum(own.values())

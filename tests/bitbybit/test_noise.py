@@ -375,6 +375,12 @@ def test_study_without_calibration_keeps_batch_norm():
 # the command
 
 
+def test_noise_has_help(cli):
+    outcome = cli("noise", "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "--calibrate" in outcome.out
+
+
 def test_noise_prints_a_table_and_writes_a_report_and_a_plot(cli, tmp_path):
     checkpoint = save_tiny(tmp_path / "tiny.pth")
     outcome = cli("noise", checkpoint, "--images", 20, "--levels", "0.5,0", "--bits", "4,2", "--chips", 2)
