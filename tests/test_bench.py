@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import copy_folder, hashed_tiny, refused
+from command_line import build, copy_folder, hashed_tiny, refused
 
 from bitbybit.bench import compare, programs, rates, startup
 from bitbybit.bench.bounds import DOT, ENCODE, FLOAT, StepWork, step_works
@@ -259,6 +259,14 @@ def test_compares_several_artifacts_of_one_backbone_in_the_same_turns(cli, witho
     assert set(rows["PyTorch float"]["ratio"]) == {"tiny.onnx", "other.onnx"}
     assert group["skipped"]["PyTorch hashed: other"] == "no checkpoint other.pth beside it"
     assert group["accuracy"] == []
+
+
+def test_compares_a_network_of_whole_numbers(cli, without_compile, tmp_path):
+    artifact = build(tmp_path / "net", arithmetic="integer")
+    outcome = cli("bench", artifact, *QUICK, "--batch", 2, "-o", tmp_path)
+    assert outcome.code == 0, outcome
+    (group,) = json.loads((tmp_path / "bench.json").read_text())["groups"]
+    assert {row["program"] for row in group["rows"]} > {"runtime", "onnxruntime, same artifact", "PyTorch hashed"}
 
 
 def test_programs_that_are_not_installed_are_left_out_by_name(cli, without_compile, tiny_folder, monkeypatch):

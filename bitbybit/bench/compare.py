@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 _PAUSE = 0.02  # seconds: OpenMP's threads spin for some ms before they sleep
 _SLOWEST_CALL = 3.0  # seconds: a program that takes longer is left out of a batch size
-_ACCURACY_SECONDS = 15.0  # of one program
+_ACCURACY_SECONDS = 20.0  # of one program
 _LEAST_CORRELATION = 0.9  # of an approximate program's logits with the exact one's
 _FLOAT_TOLERANCE = 1e-2  # of float32 logits, of their greatest: programs sum in different orders
 
@@ -147,7 +147,7 @@ def _compare_group(group: Group, options: CompareOptions, progress: Progress) ->
     rows: list[dict[str, Any]] = []
     programs: list[Program] = []
     cells = [(threads, batch) for threads in options.threads for batch in options.batches]
-    speed: dict[str, float] = {}  # seconds an image at the batch size before
+    speed: dict[str, float] = {}  # least seconds an image so far
     for number, (threads, batch) in enumerate(cells):
         if number == 0 or threads != cells[number - 1][0]:
             programs = _programs(group, threads)
@@ -155,13 +155,13 @@ def _compare_group(group: Group, options: CompareOptions, progress: Progress) ->
         progress(f"{title}: checking answers", 0, 1)
         active = [p for p in programs if speed.get(group.label(p), 0) * batch < _SLOWEST_CALL]
         for program in set(programs) - set(active):
-            group.skip(f"{group.label(program)}, batch {batch}", f"one call takes more than {_SLOWEST_CALL:.0f} s")
+            group.skip(f"{group.label(program)}, {title}", f"one call takes more than {_SLOWEST_CALL:.0f} s")
         timed = _check(group, active, group.images.test[:batch])
         programs = [p for p in programs if p in timed or p not in active]
         progress(f"{title}: checking answers", 1, 1)
         for row in _time_cell(group, timed, threads, batch, options, lambda n, of: progress(title, n, of)):  # noqa: B023
             rows.append(row)
-            speed[row["program"]] = row["ms_per_image"] / 1000
+            speed[row["program"]] = min(row["ms_per_image"] / 1000, speed.get(row["program"], np.inf))
     accuracy = _accuracies(group, programs, options, progress) if len(group.images.labels) else []
     return {
         "model": group.model,
