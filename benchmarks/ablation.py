@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 import bitbybit as bb
 from bitbybit.conversion import fit_layers
+from bitbybit.nn import HashConv2d, HashLinear
 from bitbybit.patching import patch_model
 from bitbybit.training import TrainOptions, evaluate, reestimate_batch_norm
 from bitbybit.training.loop import distillation_loss, learning_rate_factor, make_optimizer, use_bfloat16
@@ -112,7 +113,8 @@ def fine_tune(
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, steps, options.warmup)
     )
-    narrow = torch.autocast("cpu", torch.bfloat16, enabled=use_bfloat16("", torch.device("cpu")))
+    exact = any(isinstance(layer, HashConv2d | HashLinear) for layer in model.modules())
+    narrow = torch.autocast("cpu", torch.bfloat16, enabled=not exact and use_bfloat16("", torch.device("cpu")))
     for model_ in (model, teacher):
         model_.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.train()

@@ -88,14 +88,14 @@ def measure_sensitivity(
     specs = plan_patch(model, config)
     other = [name for name, spec in specs.items() if spec.arithmetic != INTEGER]
     if other or not specs:
-        found = f"layer {other[0]!r} in arithmetic 'float'" if other else "no hashed layer"
-        raise ConfigError(f"allocation: expected layers in arithmetic 'integer', got {found}")
+        got = f"layer {other[0]!r} in arithmetic 'float'" if other else "no hashed layer"
+        raise ConfigError(f"allocation: expected layers in arithmetic 'integer', got {got}")
     teacher = copy.deepcopy(model).eval()
     lengths = sorted(set(hash_lengths))
     patched = patch_model(copy.deepcopy(teacher), config).eval()
     names = _in_order(patched, images[:2])
     weights = _gradient_energy(teacher, names, images)
-    found = []
+    found: list[LayerSensitivity] = []
     total = len(names) * len(lengths)
     for name in names:
         with torch.no_grad():

@@ -236,7 +236,8 @@ def _samples(layer: IntegerLayer, image: Tensor, y: Tensor, positions: int, seed
     each = min(places, max(1, math.ceil(min(positions, limit) / n)))
     generator = torch.Generator().manual_seed(seed)
     batch = max(1, UNFOLDED_BYTES // (4 * channels * kh * kw * places))
-    features, targets = [], []
+    features: list[Tensor] = []
+    targets: list[Tensor] = []
     for first in range(0, n, batch):
         part = layer.sign_features(image[first : first + batch])
         chosen = torch.stack([torch.randperm(places, generator=generator)[:each] for _ in range(len(part))])

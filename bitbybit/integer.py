@@ -54,6 +54,10 @@ class _IntegerHashLayer(nn.Module):
         noise: the disturbance that an analog array adds, or None.
     """
 
+    features: int
+    tile_size: int
+    tiles: int
+    pixel: bool
     centre: Tensor
     input_exponent: Tensor
     input_signed: Tensor

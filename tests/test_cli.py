@@ -31,7 +31,20 @@ from runtime import opset
 pytest_plugins = ["command_fixtures"]
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("train", "compile", "inspect", "run", "verify", "score", "publish", "demo")
+COMMANDS = (
+    "train",
+    "convert",
+    "allocate",
+    "compile",
+    "inspect",
+    "run",
+    "verify",
+    "noise",
+    "bench",
+    "score",
+    "publish",
+    "demo",
+)
 
 
 def script(*command, **options):

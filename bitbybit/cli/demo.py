@@ -75,9 +75,10 @@ def _train(folder: Path, float_epochs: int, hashed_epochs: int, seed: int) -> tu
         hash_config=resnet20_pixel_patch_config,
         epochs=hashed_epochs,
         batch_size=64,
-        lr=1e-3,
-        lr_projection=5e-4,
-        distill=0.5,
+        lr=3e-3,
+        lr_codes=3e-3,
+        lr_projection=1e-2,
+        distill=0.8,
         holdout=140,
         seed=seed,
     )

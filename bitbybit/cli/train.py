@@ -15,7 +15,7 @@ from bitbybit.cli.allocator import keep_freed_memory
 from bitbybit.cli.console import output, percent, progress_bar
 
 FLOAT_DEFAULTS = {"optimizer": "sgd", "lr": 0.2, "weight_decay": 5e-4, "warmup": 0.2}
-HASHED_DEFAULTS = {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "warmup": 0.05}
+HASHED_DEFAULTS = {"optimizer": "adam", "lr": 3e-3, "weight_decay": 0.0, "warmup": 0.05}
 
 
 def train(
@@ -40,9 +40,9 @@ def train(
     epochs: int = typer.Option(10, help="Passes over the training images."),
     batch_size: int = typer.Option(128, help="Images in a step."),
     optimizer: str = typer.Option("", help="adam or sgd. [default: adam, sgd with --float]"),
-    lr: float | None = typer.Option(None, help="Peak rate of weights. [default: 0.001, 0.2 with --float]"),
-    lr_projection: float = typer.Option(1e-4, help="Peak rate of learned projections."),
-    lr_codes: float = typer.Option(1e-3, help="Peak rate of latent weight codes (integer arithmetic)."),
+    lr: float | None = typer.Option(None, help="Peak rate of weights. [default: 0.003, 0.2 with --float]"),
+    lr_projection: float = typer.Option(1e-2, help="Peak rate of learned projections."),
+    lr_codes: float = typer.Option(3e-3, help="Peak rate of latent weight codes (integer arithmetic)."),
     weight_decay: float | None = typer.Option(None, help="[default: 0, 0.0005 with --float]"),
     warmup: float | None = typer.Option(None, help="Share of rising steps. [default: 0.05, 0.2 with --float]"),
     label_smoothing: float = typer.Option(0.0, help="Of the cross entropy."),
@@ -50,6 +50,10 @@ def train(
     temperature: float = typer.Option(4.0, help="Of the soft targets."),
     holdout: int = typer.Option(5000, help="Training images held out to choose the epoch; 0: none."),
     calibration: int = typer.Option(1024, help="Images for centres and batch-norm statistics."),
+    comparator_offset: float = typer.Option(0.0, help="Train under offsets of the 1-bit reads; see docs/noise.md."),
+    comparator_noise: float = typer.Option(0.0, help="Train under noise of the 1-bit reads."),
+    projection_noise: float = typer.Option(0.0, help="Train under relative errors of the entries of P."),
+    projection_bits: int = typer.Option(0, help="Train with P rounded to so many bits; 0: not rounded."),
     seed: int = typer.Option(0, help="Of everything that is random."),
     device: str = typer.Option("", help="cpu or cuda. [default: cuda where there is one]"),
     precision: str = typer.Option("", help="float32 or bfloat16. [default: bfloat16 where it is fast]"),
@@ -92,6 +96,7 @@ def train(
         temperature=temperature,
         holdout=holdout,
         calibration=calibration,
+        noise=_noise(comparator_offset, comparator_noise, projection_noise, projection_bits),
         seed=seed,
         device=device,
         precision=precision,
@@ -142,6 +147,14 @@ def _unclaimed_on_failure(folder: Path) -> Iterator[None]:
                 for path in fresh:
                     path.rmdir()
         raise
+
+
+def _noise(offset: float, noise: float, projection: float, bits: int) -> dict[str, Any] | None:
+    """The settings of the analog errors to train under, refused now if out of range; None where there are none."""
+    from bitbybit.noise import NoiseSpec
+
+    spec = NoiseSpec(offset, noise, projection, bits)
+    return None if spec.is_exact else spec.to_dict()
 
 
 def card_of(summary: dict[str, Any]) -> dict[str, Any]:

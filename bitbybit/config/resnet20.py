@@ -34,6 +34,7 @@ resnet20_pixel_patch_config: dict[str, dict[str, Any]] = {
         "tiling": "pixel",
         "centring": True,
         "orthogonal": True,
+        "arithmetic": "integer",
     }
     for name in _layer_names()
 }

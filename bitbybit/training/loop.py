@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from bitbybit.engine import fast_gradients
 from bitbybit.errors import DivergenceError
+from bitbybit.nn import HashConv2d, HashLinear
+from bitbybit.noise import AnalogNoise, NoiseSpec
 from bitbybit.training.evaluate import evaluate, first_non_finite_layer
 from bitbybit.training.options import TrainOptions
 from bitbybit.training.prepare import Prepared, prepare, reestimate_batch_norm
@@ -142,9 +144,11 @@ class _Session:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, total, options.warmup)
         )
-        self.narrow = torch.autocast(
-            setup.device.type, torch.bfloat16, enabled=use_bfloat16(options.precision, setup.device)
-        )
+        # Layers in float arithmetic choose their own types: a projection in bfloat16 would give other codes.
+        exact = any(isinstance(layer, HashLinear | HashConv2d) for layer in setup.model.modules())
+        narrow = not exact and use_bfloat16(options.precision, setup.device)
+        self.narrow = torch.autocast(setup.device.type, torch.bfloat16, enabled=narrow)
+        self.noise = None if options.noise is None else AnalogNoise(setup.model, NoiseSpec(**options.noise))
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"epoch": -1, "val_accuracy": -1.0, "model": None}
@@ -156,9 +160,13 @@ class _Session:
         setup.train.sampler.epoch = epoch
         model.train()
         started, losses, correct, seen = time.perf_counter(), 0.0, 0, 0
+        if self.noise is not None:
+            self.noise.attach()
         for step, (images, labels) in enumerate(setup.train):
             images = images.to(device, memory_format=torch.channels_last)
             labels = labels.to(device)
+            if self.noise is not None:
+                self.noise.draw(epoch * len(setup.train) + step)
             teacher_logits = None
             if setup.teacher is not None and options.distill > 0:
                 with torch.no_grad(), self.narrow:
@@ -182,6 +190,8 @@ class _Session:
             seen += len(labels)
             if on_step:
                 on_step(epoch, step, len(setup.train), value)
+        if self.noise is not None:
+            self.noise.detach()
         validation = evaluate(model, setup.val, device) if setup.val else {"accuracy": math.nan, "loss": math.nan}
         row = {
             "epoch": epoch + 1,

@@ -34,6 +34,8 @@ class TrainOptions:
         temperature: of the distillation's softmax.
         holdout: training images held out to choose the epoch; 0 trains on all, keeps the last.
         calibration: training images from which centres and batch-norm statistics are taken.
+        noise: fields of ``bitbybit.noise.NoiseSpec``: errors of an analog array to train under, a new chip at every
+            step; None: exact. Held-out and test accuracy are measured without.
         seed: of initialisation, order and augmentation.
         device: ``"cpu"``, ``"cuda"``; empty takes CUDA where there is one.
         precision: of products in the forward and backward pass, ``"float32"`` or ``"bfloat16"``
@@ -60,6 +62,7 @@ class TrainOptions:
     temperature: float = 4.0
     holdout: int = 5000
     calibration: int = 1024
+    noise: dict[str, Any] | None = None
     seed: int = 0
     device: str = ""
     precision: str = ""

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from bitbybit.errors import CheckpointError, ConfigError, DivergenceError
+from bitbybit.patching import hash_layers
 from bitbybit.training import TrainOptions, reestimate_batch_norm, train
 from bitbybit.training import prepare as prepare_module
 from bitbybit.training.loop import distillation_loss, learning_rate_factor, make_optimizer
@@ -61,8 +63,9 @@ def float_options(**changes):
     )
 
 
-def hashed_options(weights, **changes):
-    config = {"common_params": {"hash_kernel_type": "learned_projection", "hash_length": 16, "centring": True}}
+def hashed_options(weights, arithmetic="float", **changes):
+    settings = {"hash_kernel_type": "learned_projection", "hash_length": 16, "centring": True, "arithmetic": arithmetic}
+    config = {"common_params": settings | ({"output_tile_size": None} if arithmetic == "integer" else {})}
     return float_options(weights=str(weights), hash_config=config, optimizer="adam", lr=1e-3, distill=0.5, **changes)
 
 
@@ -89,9 +92,9 @@ def test_learns(tiny, tmp_path):
     assert train(float_options(epochs=30), tmp_path / "run").summary["test_accuracy"] > 0.5  # chance: 0.1
 
 
-@pytest.mark.parametrize("hashed", [False, True])
-def test_resume_gives_the_result_of_an_uninterrupted_run(tiny, float_weights, tmp_path, hashed):
-    options = hashed_options(float_weights) if hashed else float_options()
+@pytest.mark.parametrize("arithmetic", [None, "float", "integer"])
+def test_resume_gives_the_result_of_an_uninterrupted_run(tiny, float_weights, tmp_path, arithmetic):
+    options = hashed_options(float_weights, arithmetic) if arithmetic else float_options()
     whole = train(options, tmp_path / "whole")
 
     def interrupt(epoch, step, steps, loss):
@@ -249,3 +252,29 @@ def test_batch_norm_reestimation_gives_the_statistics_of_the_images():
     torch.testing.assert_close(model[0].running_mean, images.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
     assert model[0].momentum == 0.1
     assert model.training
+
+
+def test_training_under_analog_noise_ends_exact(tiny, float_weights, tmp_path):
+    noisy = hashed_options(float_weights, epochs=1, noise={"comparator_noise": 0.3, "comparator_offset": 0.1})
+    result = train(noisy, tmp_path / "noisy")
+    assert all(layer.noise is None for layer in hash_layers(result.model).values())
+    exact = train(hashed_options(float_weights, epochs=1), tmp_path / "exact")
+    a, b = (torch.cat([p.flatten() for p in r.model.parameters()]) for r in (result, exact))
+    assert not torch.equal(a, b)
+
+
+def test_a_run_starts_from_a_converted_network(tiny, float_weights, tmp_path):
+    first = train(hashed_options(float_weights, "integer", epochs=1), tmp_path / "first")
+    options = hashed_options(float_weights, "integer", epochs=1, lr_codes=0.0, lr_projection=0.0)
+    options = replace(options, start=str(tmp_path / "first" / "model.pth"), lr=0.0)
+    second = train(options, tmp_path / "second")
+    for (name, a), b in zip(first.model.named_parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_float_hash_layers_are_not_computed_in_bfloat16(tiny, float_weights, tmp_path):
+    runs = [
+        train(hashed_options(float_weights, epochs=1, precision=precision), tmp_path / precision)
+        for precision in ("bfloat16", "float32")
+    ]
+    assert runs[0].history[0]["train_loss"] == runs[1].history[0]["train_loss"]
