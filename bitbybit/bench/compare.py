@@ -143,6 +143,7 @@ def _groups(artifacts: Sequence[Path], options: CompareOptions) -> list[Group]:
 
 
 def _compare_group(group: Group, options: CompareOptions, progress: Progress) -> dict[str, Any]:
+    progress("loading networks", 0, 1)
     _load_networks(group, options)
     rows: list[dict[str, Any]] = []
     programs: list[Program] = []
@@ -152,14 +153,15 @@ def _compare_group(group: Group, options: CompareOptions, progress: Progress) ->
         if number == 0 or threads != cells[number - 1][0]:
             programs = _programs(group, threads)
         title = f"{threads} thread{'s' if threads > 1 else ''}, batch {batch}"
-        progress(f"{title}: checking answers", 0, 1)
+        stage = f"{number + 1} of {len(cells)}: {title}"
+        progress(f"{stage}: checking answers", 0, 1)
         active = [p for p in programs if speed.get(group.label(p), 0) * batch < _SLOWEST_CALL]
         for program in set(programs) - set(active):
             group.skip(f"{group.label(program)}, {title}", f"one call takes more than {_SLOWEST_CALL:.0f} s")
         timed = _check(group, active, group.images.test[:batch])
         programs = [p for p in programs if p in timed or p not in active]
-        progress(f"{title}: checking answers", 1, 1)
-        for row in _time_cell(group, timed, threads, batch, options, lambda n, of: progress(title, n, of)):  # noqa: B023
+        progress(f"{stage}: checking answers", 1, 1)
+        for row in _time_cell(group, timed, threads, batch, options, lambda n, of: progress(stage, n, of)):  # noqa: B023
             rows.append(row)
             speed[row["program"]] = min(row["ms_per_image"] / 1000, speed.get(row["program"], np.inf))
     accuracy = _accuracies(group, programs, options, progress) if len(group.images.labels) else []

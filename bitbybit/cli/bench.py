@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich.progress import Progress, TaskID
 
-from bitbybit.cli.console import StageProgress, errors, output, progress_bar
+from bitbybit.cli.console import errors, output, progress_bar
 
 
 def bench(
@@ -48,6 +49,22 @@ def bench(
         _compare(artifacts, options, header, folder)
 
 
+class _CurrentStage:
+    """A bar for the stage that runs; those that are done are taken away, as there are dozens."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._stage = ""
+        self._task: TaskID | None = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self._task is None or stage != self._stage:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._stage, self._task = stage, self._progress.add_task(stage, total=total)
+        self._progress.update(self._task, completed=done, total=total)
+
+
 def _numbers(option: str, text: str) -> tuple[int, ...]:
     try:
         numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
@@ -66,7 +83,7 @@ def _compare(artifacts: list[Path], options: Any, header: dict[str, Any], folder
     from bitbybit.bench.tables import print_comparison
 
     with progress_bar() as progress:
-        report = header | compare(artifacts, options, StageProgress(progress))
+        report = header | compare(artifacts, options, _CurrentStage(progress))
     for group in report["groups"]:
         print_comparison(group)
     if folder is None:
@@ -89,7 +106,7 @@ def _roofline(
     from bitbybit.bench.tables import print_rates, print_roofline
 
     with progress_bar() as progress:
-        found = measure_rooflines(artifacts, batches, repetitions, StageProgress(progress))
+        found = measure_rooflines(artifacts, batches, repetitions, _CurrentStage(progress))
     print_rates(found[0].rates)
     for entry in found:
         print_roofline(entry)
@@ -108,7 +125,7 @@ def _startup(
     from bitbybit.bench.tables import print_startup
 
     with progress_bar() as progress:
-        found = [measure_startup(path, float_weights, repetitions or 5, StageProgress(progress)) for path in artifacts]
+        found = [measure_startup(path, float_weights, repetitions or 5, _CurrentStage(progress)) for path in artifacts]
     for entry in found:
         print_startup(entry)
     if folder is not None:
