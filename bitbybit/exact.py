@@ -7,6 +7,7 @@ layer stores are float32, everything in between is float64.  Two programs that f
 by about 1e-16 before they round to the same float32, and their codes are equal.
 
 ``ExactReference`` runs PyTorch's network that way.  Training and plain evaluation keep float32.
+Layers in integer arithmetic are exact from the start (``bitbybit.exact_integer``).
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from bitbybit.exact_integer import IntegerLayer, folded_norms, integer_output
 from bitbybit.kernel import cosine_table
 from bitbybit.nn import HashConv2d, HashLinear, Part
+from bitbybit.patching import HASHED, HashLayer
 
 CHUNK_ELEMENTS = 1 << 21  # (position, column) values at once: 16 MiB of float64
 
@@ -164,19 +167,38 @@ class ExactReference(fx.Interpreter):
         import copy
 
         super().__init__(copy.deepcopy(graph).double())
-        self._layers = {n: m for n, m in graph.named_modules() if isinstance(m, HashLinear | HashConv2d)}
+        self._layers: dict[str, HashLayer] = {n: m for n, m in graph.named_modules() if isinstance(m, HASHED)}
         self._stored = set(stored)
+        self._norms = folded_norms(graph, self._stored)
+        self._targets = {node.name: str(node.target) for node in graph.graph.nodes}
+        self._folded = {name for names in self._norms.values() for name in names}
 
     def run_node(self, n: fx.Node) -> Any:
         """Runs one node; hash layers follow the artifact's arithmetic."""
         layer = self._layers.get(str(n.target)) if n.op == "call_module" else None
-        result = self.hash_layer(n, layer) if layer is not None else super().run_node(n)
+        if layer is not None:
+            result: Any = self.hash_layer(n, layer)
+        elif n.name in self._folded:
+            result = self.env[n.args[0]]  # type: ignore[index]  # the layer's scale and bias hold it
+        else:
+            result = super().run_node(n)
         return result.float().double() if n.name in self._stored else result
 
-    def hash_layer(self, n: fx.Node, layer: HashLinear | HashConv2d) -> Tensor:
+    def layer_input(self, n: fx.Node, layer: HashLayer) -> Tensor:
+        """What a hash layer reads, in float32."""
+        return self.env[n.args[0]].float()  # type: ignore[index]
+
+    def hash_layer(self, n: fx.Node, layer: HashLayer) -> Tensor:
         """The output of a hash layer, in float64."""
-        x = self.env[n.args[0]].float()  # type: ignore[index]
+        x = self.layer_input(n, layer)
+        if isinstance(layer, IntegerLayer):
+            return self.integer_layer(n, layer, layer.encode_integer(x), x)
         return exact_output(layer, [exact_encode(layer, part, x) for part in layer.parts], x)
+
+    def integer_layer(self, n: fx.Node, layer: IntegerLayer, codes: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
+        """The output of an integer layer for given codes: float32 values as float64."""
+        norms = [self.module.get_submodule(self._targets[name]) for name in self._norms[n.name]]
+        return integer_output(layer, codes, norms, x).double()
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:

@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitbybit.engine import encode_windows
+from bitbybit.folding import batch_norm_scale
 from bitbybit.kernel import cosine_table
+from bitbybit.spec import FLOAT, INTEGER
+from compiler.integer_layers import IntegerPart
 from runtime.bitpack import unpack
 from runtime.opset import FLOAT_MAX
 
@@ -53,6 +56,20 @@ class Geometry:
         top, left, bottom, right = self.pads
         return F.pad(x, (left, right, top, bottom)) if any(self.pads) else x
 
+    def sum_taps(self, per_tap: Tensor) -> Tensor:
+        """Sums float[n, h, w, o, kh, kw] over taps into float[n, o, oh, ow]; there are no pads."""
+        rows, columns = self.output_size(per_tap.shape[1], per_tap.shape[2])
+        (sy, sx), (dy, dx) = self.strides, self.dilations
+        total = per_tap.new_zeros(per_tap.shape[0], rows, columns, per_tap.shape[3])
+        for ky in range(self.kernel[0]):
+            for kx in range(self.kernel[1]):
+                y, x = (
+                    slice(ky * dy, ky * dy + (rows - 1) * sy + 1, sy),
+                    slice(kx * dx, kx * dx + (columns - 1) * sx + 1, sx),
+                )
+                total += per_tap[:, y, x, :, ky, kx]
+        return total.permute(0, 3, 1, 2)
+
 
 @dataclass(frozen=True)
 class PackedPart:
@@ -78,6 +95,32 @@ class PackedPart:
     scale: Tensor
     bias: Tensor
 
+    def fold(self, norm: nn.Module) -> PackedPart:
+        """The part with a batch norm after it folded in."""
+        scale, shift = batch_norm_scale(norm)
+        return replace(
+            self,
+            scale=self.scale * scale[self.outputs],
+            bias=self.bias * scale[self.outputs] + shift[self.outputs],
+        )
+
+    def run(self, padded: Tensor, layer: PackedLayer) -> Tensor:
+        """Estimates float64[n, o, oh, ow] of an image float32[n, c, h, w] with its pads."""
+        image = padded[:, self.channels] - self.centre.view(-1, 1, 1)
+        window, k = layer.encode, layer.hash_length
+        size = replace(window, pads=(0, 0, 0, 0)).output_size(image.shape[2], image.shape[3])
+        codes, norms = encode_windows(
+            image.double(), self.projection.double(), layer.tile_size, window.kernel, window.strides, window.dilations
+        )
+        norms = norms.float().double()
+        o, kh, kw, tiles, _ = self.codes.shape
+        h_w = torch.from_numpy(unpack(self.codes, k)).double() * 2 - 1
+        d = (k - codes @ h_w.view(-1, tiles, k).permute(1, 2, 0).unsqueeze(1)) / 2
+        estimate = cosine_table(k)[d.long()] * norms.unsqueeze(-1)
+        weight_norms = self.norms.view(-1, tiles).t().view(tiles, 1, 1, -1)
+        per_tap = (estimate * weight_norms).sum(0).unflatten(1, size).unflatten(3, (o, kh, kw))
+        return layer.dot.sum_taps(per_tap) * self.scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+
 
 class CompiledLayer(nn.Module):
     """What passes may do to a layer: scale its outputs, add a residual, clip.
@@ -101,8 +144,8 @@ class CompiledLayer(nn.Module):
         """Whether the output is still linear: nothing is added or clipped after the sum."""
         return self.clip == NO_CLIP and not self.has_residual
 
-    def scale_outputs(self, scale: Tensor, shift: Tensor) -> None:
-        """Folds ``y * scale + shift`` in; ``scale, shift: float64[o]``."""
+    def fold(self, norm: nn.Module) -> None:
+        """Folds a batch norm after it in."""
         raise NotImplementedError
 
     def accepts(self, shape: Sequence[int]) -> bool:
@@ -139,7 +182,7 @@ class PackedLayer(CompiledLayer):
 
     def __init__(
         self,
-        parts: list[PackedPart],
+        parts: Sequence[PackedPart | IntegerPart],
         *,
         tiling: str,
         hash_length: int,
@@ -149,7 +192,7 @@ class PackedLayer(CompiledLayer):
         dot: Geometry,
     ) -> None:
         super().__init__()
-        self.parts = parts
+        self.parts = list(parts)
         self.tiling, self.hash_length, self.tile_size = tiling, hash_length, tile_size
         self.in_features, self.out_features = in_features, parts[-1].outputs.stop
         self.encode, self.dot = encode, dot
@@ -160,51 +203,19 @@ class PackedLayer(CompiledLayer):
         """Input tiles of one window."""
         return int(self.parts[0].codes.shape[3])
 
-    def scale_outputs(self, scale: Tensor, shift: Tensor) -> None:
-        """Folds ``y * scale + shift`` into the outputs' scale and bias."""
-        self.parts = [
-            replace(
-                part,
-                scale=part.scale * scale[part.outputs],
-                bias=part.bias * scale[part.outputs] + shift[part.outputs],
-            )
-            for part in self.parts
-        ]
+    @property
+    def arithmetic(self) -> str:
+        """``"float"`` or ``"integer"``: which operators the layer becomes."""
+        return INTEGER if isinstance(self.parts[0], IntegerPart) else FLOAT
+
+    def fold(self, norm: nn.Module) -> None:
+        """Folds a batch norm into the outputs' scale and bias."""
+        self.parts = [part.fold(norm) for part in self.parts]
 
     def _run(self, x: Tensor) -> Tensor:
-        """Estimates float64[n, o, oh, ow] of an image, before residual and clip."""
+        """Estimates float64[n, o, oh, ow] of an image (float32 in integer arithmetic), before residual and clip."""
         padded = self.encode.pad(x)
-        return torch.cat([self._run_part(padded, part) for part in self.parts], 1)
-
-    def _run_part(self, padded: Tensor, part: PackedPart) -> Tensor:
-        image = padded[:, part.channels] - part.centre.view(-1, 1, 1)
-        window = replace(self.encode, pads=(0, 0, 0, 0))
-        size = window.output_size(image.shape[2], image.shape[3])
-        codes, norms = encode_windows(
-            image.double(), part.projection.double(), self.tile_size, window.kernel, window.strides, window.dilations
-        )
-        norms = norms.float().double()
-        o, kh, kw, tiles, _ = part.codes.shape
-        h_w = torch.from_numpy(unpack(part.codes, self.hash_length)).double() * 2 - 1
-        d = (self.hash_length - codes @ h_w.view(-1, tiles, self.hash_length).permute(1, 2, 0).unsqueeze(1)) / 2
-        estimate = cosine_table(self.hash_length)[d.long()] * norms.unsqueeze(-1)
-        weight_norms = part.norms.view(-1, tiles).t().view(tiles, 1, 1, -1)
-        per_tap = (estimate * weight_norms).sum(0).unflatten(1, size).unflatten(3, (o, kh, kw))
-        return self._fold(per_tap) * part.scale.view(-1, 1, 1) + part.bias.view(-1, 1, 1)
-
-    def _fold(self, per_tap: Tensor) -> Tensor:
-        """Sums float[n, h, w, o, kh, kw] over taps into float[n, o, oh, ow]."""
-        rows, columns = self.dot.output_size(per_tap.shape[1], per_tap.shape[2])
-        (sy, sx), (dy, dx) = self.dot.strides, self.dot.dilations
-        total = per_tap.new_zeros(per_tap.shape[0], rows, columns, per_tap.shape[3])
-        for ky in range(self.dot.kernel[0]):
-            for kx in range(self.dot.kernel[1]):
-                y, x = (
-                    slice(ky * dy, ky * dy + (rows - 1) * sy + 1, sy),
-                    slice(kx * dx, kx * dx + (columns - 1) * sx + 1, sx),
-                )
-                total += per_tap[:, y, x, :, ky, kx]
-        return total.permute(0, 3, 1, 2)
+        return torch.cat([part.run(padded, self) for part in self.parts], 1)
 
 
 class PackedConv2d(PackedLayer):
@@ -265,8 +276,9 @@ class FusedConv2d(CompiledLayer):
         self.register_buffer("weight", weight.detach().double())
         self.register_buffer("bias", _bias_or_zeros(bias, self.out_features))
 
-    def scale_outputs(self, scale: Tensor, shift: Tensor) -> None:
-        """Folds ``y * scale + shift`` into weight and bias."""
+    def fold(self, norm: nn.Module) -> None:
+        """Folds a batch norm into weight and bias."""
+        scale, shift = batch_norm_scale(norm)
         self.weight = self.weight * scale.view(-1, 1, 1, 1)
         self.bias = self.bias * scale + shift
 
@@ -303,8 +315,9 @@ class FusedLinear(CompiledLayer):
         self.register_buffer("weight", weight.detach().double())
         self.register_buffer("bias", _bias_or_zeros(bias, self.out_features))
 
-    def scale_outputs(self, scale: Tensor, shift: Tensor) -> None:
-        """Folds ``y * scale + shift`` into weight and bias."""
+    def fold(self, norm: nn.Module) -> None:
+        """Folds a batch norm into weight and bias."""
+        scale, shift = batch_norm_scale(norm)
         self.weight = self.weight * scale.view(-1, 1)
         self.bias = self.bias * scale + shift
 

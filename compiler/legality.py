@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from bitbybit.nn import HashConv2d, HashLinear
+from bitbybit.patching import HASHED
 from compiler.errors import CompileError, at
 from compiler.layers import CompiledLayer
 from compiler.passes import Pass
@@ -39,7 +39,7 @@ class Rule:
 ILLEGAL_AFTER: dict[str, Rule] = {
     "drop_identity": Rule(modules=IDENTITY_MODULES, calls=COPYING_FUNCTIONS | COPYING_METHODS),
     "fold_constants": Rule(constant_calls=True),
-    "pack_hash_layers": Rule(modules=(HashConv2d, HashLinear)),
+    "pack_hash_layers": Rule(modules=HASHED),
     "prepare_exact_layers": Rule(modules=(nn.Linear,)),
     "fold_batchnorm": Rule(),
     "fuse_residual": Rule(),

@@ -13,6 +13,7 @@ import onnx
 import torch
 
 import bitbybit
+from bitbybit.spec import FLOAT
 from runtime import opset
 
 
@@ -65,12 +66,22 @@ def metadata_props(
         opset.META_FORMAT_VERSION: str(version),
         opset.META_MODEL: metadata.model,
         opset.META_CHECKPOINT_SHA256: metadata.checkpoint_sha256,
-        opset.META_HASH_CONFIG: _json(dict(metadata.hash_config or {})),
+        opset.META_HASH_CONFIG: _json(_hash_config(metadata.hash_config or {})),
         opset.META_NORMALIZATION: _json(normalization),
         opset.META_CLASSES: _json([str(name) for name in metadata.classes]),
         opset.META_COMPILE_OPTIONS: _json(asdict(options)),
         opset.META_VERSIONS: _json(versions()),
         opset.META_LAYERS: _json(layers),
+    }
+
+
+def _hash_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without what says nothing: float arithmetic is what a layer has where none is named."""
+    return {
+        name: {key: value for key, value in settings.items() if (key, value) != ("arithmetic", FLOAT)}
+        if isinstance(settings, Mapping)
+        else settings
+        for name, settings in config.items()
     }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from bitbybit.integer import IntegerHashConv2d
 from bitbybit.nn import HashConv2d
 from compiler.errors import CompileError, at
 from compiler.layers import CompiledLayer
@@ -66,7 +67,8 @@ class _ShapeInterpreter(fx.Interpreter):
         module = self.fetch_attr(target)
         x = args[0] if args else None
         if isinstance(x, Tensor):
-            if isinstance(module, HashConv2d) and x.dim() == 4 and x.shape[1] == module.in_channels:
+            is_conv = isinstance(module, HashConv2d | IntegerHashConv2d)
+            if is_conv and x.dim() == 4 and x.shape[1] == module.in_channels:
                 size = module.output_size(x.shape[2], x.shape[3])
                 if min(size) < 1:
                     raise CompileError(f"the window does not fit into an image of {x.shape[2]} x {x.shape[3]}")

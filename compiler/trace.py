@@ -12,11 +12,11 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from bitbybit.nn import HashConv2d, HashLinear
+from bitbybit.patching import HASHED
 from compiler.errors import CompileError, at
 from compiler.layers import CompiledLayer
 
-LEAVES = (HashConv2d, HashLinear, CompiledLayer)
+LEAVES = (*HASHED, CompiledLayer)
 
 INPLACE_FUNCTIONS: dict[Any, Callable[..., Any]] = {
     operator.iadd: operator.add,

@@ -26,6 +26,7 @@ class LayerInfo:
         parts: encode and dot pairs (groups times output tiles).
         output: value that leaves the layer.
         fused: what was folded into the layer, in order.
+        arithmetic: ``float`` or ``integer``.
     """
 
     name: str
@@ -38,6 +39,7 @@ class LayerInfo:
     parts: int
     output: str
     fused: tuple[str, ...]
+    arithmetic: str = "float"
 
 
 @dataclass(frozen=True)
@@ -190,5 +192,8 @@ def _layer(entry: object) -> LayerInfo:
     fused = entry.get("fused")
     if not isinstance(fused, list) or not all(isinstance(name, str) for name in fused):
         raise _malformed(key, "a list of names under 'fused'", fused)
-    fields = {name: entry[name] for name in LayerInfo.__dataclass_fields__ if name != "fused"}
-    return LayerInfo(**fields, fused=tuple(fused))
+    arithmetic = entry.get("arithmetic", "float")
+    if arithmetic not in ("float", "integer"):
+        raise _malformed(key, "arithmetic 'float' or 'integer'", arithmetic)
+    given = {name: entry[name] for name in LayerInfo.__dataclass_fields__ if name not in ("fused", "arithmetic")}
+    return LayerInfo(**given, fused=tuple(fused), arithmetic=arithmetic)

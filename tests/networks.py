@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import bitbybit as bb
+from bitbybit.conversion import convert
 from bitbybit.training import reestimate_batch_norm
 from compiler import ArtifactMetadata, compile_model, save_artifact
 
@@ -43,6 +44,17 @@ def hashed_network(tiling: str = "pixel", hash_length: int = 24, seed: int = 0) 
     bb.calibrate(model, images)
     reestimate_batch_norm(model, images)
     return model.eval(), images
+
+
+def integer_network(*, exact: tuple[str, ...] = (), tiling: str = "pixel") -> tuple[nn.Module, torch.Tensor]:
+    """A network in integer arithmetic, fitted to images float32[16, 3, 12, 12]; ``exact`` layers stay as they are."""
+    torch.manual_seed(0)
+    settings = {"hash_length": 24, "input_tile_size": 8, "output_tile_size": None, "arithmetic": "integer"}
+    config = {"common_params": settings | {"tiling": tiling}, **{name: {"hash_kernel_type": "none"} for name in exact}}
+    images = torch.randn(16, 3, 12, 12)
+    model = SmallResNet()
+    reestimate_batch_norm(model, images)
+    return convert(model.eval(), config, images, positions=500), images
 
 
 def write_artifact(path: Path, model: nn.Module, **metadata: object) -> Path:

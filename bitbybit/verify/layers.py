@@ -3,11 +3,12 @@
 PyTorch runs the hashed network node by node, in the artifact's arithmetic.  Wherever the artifact
 has a value for a layer's codes or output, the two are compared, and PyTorch goes on with the
 *artifact's* value: an error in one layer is charged to that layer alone, and does not echo.
+A layer in integer arithmetic starts from the very input that the program gave it, so that its codes,
+norms and, where nothing inexact is added, outputs must be equal bit for bit.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,45 +16,14 @@ import torch
 from torch import Tensor, fx
 
 from bitbybit.exact import ExactReference, exact_encode, exact_output, input_tiles
+from bitbybit.exact_integer import IntegerLayer
+from bitbybit.integer import IntegerHashLinear
 from bitbybit.nn import HashConv2d, HashLinear, Part
+from bitbybit.patching import HashLayer
 from bitbybit.verify.executors import Array
 from bitbybit.verify.report import LayerParity
+from bitbybit.verify.traced import TracedLayer, traced_layers, value_names
 from runtime.bitpack import unpack
-
-
-@dataclass(frozen=True)
-class TracedLayer:
-    """Where a compiled layer sits in the network's trace.
-
-    Attributes:
-        name: module path.
-        node: fx node that calls the hash layer.
-        source: fx node whose value the layer's compiled output equals.
-        output: the artifact's name for that value.
-        codes: the artifact's names of the packed codes, one for each part.
-    """
-
-    name: str
-    node: str
-    source: str
-    output: str
-    codes: tuple[str, ...]
-
-
-def traced_layers(entries: list[dict[str, Any]]) -> list[TracedLayer]:
-    """Reads the ``bitbybit.layers`` metadata."""
-    layers = []
-    for entry in entries:
-        name, parts = entry["name"], entry["parts"]
-        codes = (f"{name}/codes",) if parts == 1 else tuple(f"{name}/{j}/codes" for j in range(parts))
-        layers.append(TracedLayer(name, entry["node"], entry["source"], entry["output"], codes))
-    return layers
-
-
-def value_names(layers: list[TracedLayer]) -> list[str]:
-    """The artifact's values that ``compare_layers`` needs."""
-    names = [name for layer in layers for name in (*layer.codes, layer.output)]
-    return list(dict.fromkeys(names))
 
 
 class _Comparison(ExactReference):
@@ -66,7 +36,7 @@ class _Comparison(ExactReference):
         values: dict[str, Array],
         parity: dict[str, LayerParity],
     ) -> None:
-        super().__init__(graph, stored=())
+        super().__init__(graph, stored={layer.source for layer in layers})
         self._by_node = {layer.node: layer for layer in layers}
         self._by_source = {layer.source: layer for layer in layers}
         self._values, self._parity = values, parity
@@ -80,9 +50,20 @@ class _Comparison(ExactReference):
         self._parity[layer.name].add_output(result, theirs)
         return theirs
 
-    def hash_layer(self, n: fx.Node, layer: HashLinear | HashConv2d) -> Tensor:
+    def layer_input(self, n: fx.Node, layer: HashLayer) -> Tensor:
+        ours = super().layer_input(n, layer)
         traced = self._by_node[n.name]
-        x = self.env[n.args[0]].float()  # type: ignore[index]
+        if traced.input not in self._values:
+            return ours
+        theirs = input_of(layer, self._values[traced.input], ours)
+        self._parity[traced.name].add_input(ours, theirs)
+        return theirs
+
+    def hash_layer(self, n: fx.Node, layer: HashLayer) -> Tensor:
+        traced = self._by_node[n.name]
+        x = self.layer_input(n, layer)
+        if isinstance(layer, IntegerLayer):
+            return self._compare_integer(n, layer, traced, x)
         parts = []
         for part, name in zip(layer.parts, traced.codes, strict=True):
             ours, norms = exact_encode(layer, part, x)
@@ -93,6 +74,24 @@ class _Comparison(ExactReference):
             self._parity[traced.name].add_codes(differing.numel(), int(differing.sum()), margin)
             parts.append((theirs, norms))
         return exact_output(layer, parts, x)
+
+    def _compare_integer(self, n: fx.Node, layer: IntegerLayer, traced: TracedLayer, x: Tensor) -> Tensor:
+        bits, norms = layer.encode_integer(x)
+        codes = np.ascontiguousarray(self._values[traced.codes[0]], np.uint8)
+        their_bits = torch.from_numpy(unpack(codes, layer.spec.hash_length)).reshape(bits.shape)
+        their_norms = torch.from_numpy(np.ascontiguousarray(self._values[traced.norms])).reshape(norms.shape)
+        parity = self._parity[traced.name]
+        parity.add_codes(bits.numel(), int((bits != their_bits).sum()), 0.0)
+        parity.differing_norms += int((norms != their_norms).sum())
+        return self.integer_layer(n, layer, (their_bits, their_norms), x)
+
+
+def input_of(layer: HashLayer, value: Array, like: Tensor) -> Tensor:
+    """A program's value in the shape of PyTorch's: a linear layer's features are channels of an image there."""
+    found = torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(layer, IntegerHashLinear):
+        found = found.movedim(1, -1)
+    return found.reshape(like.shape)
 
 
 def _margin_of(layer: HashLinear | HashConv2d, part: Part, x: Tensor, differing: Tensor) -> float:
@@ -122,3 +121,6 @@ def compare_layers(
         parity: figures by layer name; changed in place.
     """
     _Comparison(graph, layers, values, parity).run(images.double())
+
+
+__all__ = ["TracedLayer", "compare_layers", "input_of", "traced_layers", "value_names"]

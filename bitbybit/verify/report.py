@@ -25,6 +25,11 @@ class LayerParity:
         bit_margin: largest ``|P x| / (|P| |x|)`` among those.
         max_error: largest absolute difference of the output, given equal codes.
         max_value: largest absolute output.
+        integer: whether the layer is in integer arithmetic: codes and norms must be equal.
+        exact_output: whether its outputs must be, too.
+        differing_norms: norms that differ.
+        input_error: largest absolute difference of the input that the layer was given from PyTorch's.
+        input_value: largest absolute input.
     """
 
     name: str
@@ -33,6 +38,11 @@ class LayerParity:
     bit_margin: float = 0.0
     max_error: float = 0.0
     max_value: float = 0.0
+    integer: bool = False
+    exact_output: bool = False
+    differing_norms: int = 0
+    input_error: float = 0.0
+    input_value: float = 0.0
 
     def add_codes(self, bits: int, differing: int, margin: float) -> None:
         """Counts the code bits of a batch."""
@@ -42,9 +52,13 @@ class LayerParity:
 
     def add_output(self, ours: Tensor, theirs: Tensor) -> None:
         """Measures the outputs of a batch; a value that is not finite counts as an infinite error."""
-        error = float((ours - theirs).abs().max()) if torch.isfinite(theirs).all() else float("inf")
-        self.max_error = max(self.max_error, error)
+        self.max_error = max(self.max_error, _error(ours, theirs))
         self.max_value = max(self.max_value, float(ours.abs().max()))
+
+    def add_input(self, ours: Tensor, theirs: Tensor) -> None:
+        """Measures the inputs of a batch, alike."""
+        self.input_error = max(self.input_error, _error(ours, theirs))
+        self.input_value = max(self.input_value, float(ours.abs().max()))
 
     @property
     def relative_error(self) -> float:
@@ -54,6 +68,8 @@ class LayerParity:
     @property
     def problem(self) -> str:
         """Why the layer fails, or an empty string."""
+        if self.integer:
+            return self._integer_problem
         if self.differing_bits and self.bit_margin > MAX_BIT_MARGIN:
             return f"a code bit differs at {self.bit_margin:.1e} of the full projection, beyond rounding"
         if self.differing_bits > 1 and self.differing_bits > MAX_BIT_RATE * self.bits:
@@ -61,6 +77,24 @@ class LayerParity:
         if not self.relative_error <= MAX_RELATIVE_ERROR:
             return f"output differs by {self.relative_error:.1e} of its largest value, given equal codes"
         return ""
+
+    @property
+    def _integer_problem(self) -> str:
+        """Why a layer in integer arithmetic fails: a tolerance is left to what exact layers made of the input."""
+        if not self.input_error <= MAX_RELATIVE_ERROR * self.input_value:
+            return f"input differs by {self.input_error / (self.input_value or 1):.1e} of its largest value"
+        if self.differing_bits:
+            return f"{self.differing_bits} of {self.bits} code bits differ, given an equal input"
+        if self.differing_norms:
+            return f"{self.differing_norms} norms differ, given an equal input"
+        limit = 0.0 if self.exact_output else MAX_RELATIVE_ERROR
+        if not self.relative_error <= limit:
+            return f"output differs by {self.relative_error:.1e} of its largest value, given equal codes and norms"
+        return ""
+
+
+def _error(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).abs().max()) if torch.isfinite(theirs).all() else float("inf")
 
 
 @dataclass
@@ -73,6 +107,10 @@ class ProgramParity:
         agreement: share of samples with PyTorch's top-1.
         disagreements: indices of the other samples (the first 100).
         max_logit_error: largest absolute difference of a logit.
+        max_logit: largest absolute logit.
+        rounding_ties: samples that agree once PyTorch quantises the program's own float values: an exact layer's
+            sum lay within rounding of the middle between two levels.
+        integer: whether every hashed layer is in integer arithmetic: logits must agree, up to exact layers' rounding.
         samples: compared end to end.
         layer_samples: compared layer by layer.
         layers: in graph order.
@@ -86,6 +124,9 @@ class ProgramParity:
     samples: int
     layer_samples: int
     layers: list[LayerParity] = field(default_factory=list)
+    max_logit: float = 0.0
+    rounding_ties: int = 0
+    integer: bool = False
 
     @property
     def first_departing_layer(self) -> str:
@@ -99,6 +140,9 @@ class ProgramParity:
         if self.agreement < MIN_AGREEMENT:
             lost = round((1 - self.agreement) * self.samples)
             found.append(f"{self.name}: top-1 differs from PyTorch on {lost} of {self.samples} samples")
+        if self.integer and not self.max_logit_error <= MAX_RELATIVE_ERROR * self.max_logit:
+            share = self.max_logit_error / (self.max_logit or 1)
+            found.append(f"{self.name}: logits differ by {share:.1e} of the largest")
         return found
 
 

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from bitbybit.errors import BitbybitError
 from bitbybit.exact import ExactReference
 from bitbybit.utils.files import sha256
+from bitbybit.verify.anchored import anchored_logits, anchors
 from bitbybit.verify.executors import Executor, OnnxruntimeExecutor, RuntimeExecutor
 from bitbybit.verify.layers import compare_layers, traced_layers, value_names
-from bitbybit.verify.report import LayerParity, ParityReport, ProgramParity
+from bitbybit.verify.report import MAX_RELATIVE_ERROR, LayerParity, ParityReport, ProgramParity
+from bitbybit.verify.traced import TracedLayer
 from runtime.opset import META_CHECKPOINT_SHA256, META_LAYERS
 
 Progress = Callable[[str, int, int], None]  # stage, samples done, samples in all
@@ -71,8 +73,7 @@ def verify_artifact(
 
     options = options or VerifyOptions()
     note = progress or (lambda stage, done, total: None)
-    entries = _layer_entries(artifact, checkpoint_sha256)
-    layers = traced_layers(entries)
+    layers = _traced_layers(artifact, checkpoint_sha256)
     executors: list[Executor] = [RuntimeExecutor(artifact, options.threads)]
     if options.onnxruntime:
         executors.append(OnnxruntimeExecutor(artifact, options.threads))
@@ -99,10 +100,10 @@ def verify_artifact(
     )
 
 
-def _layer_entries(artifact: str | Path, checkpoint_sha256: str) -> list[dict[str, Any]]:
+def _traced_layers(artifact: str | Path, checkpoint_sha256: str) -> list[TracedLayer]:
     from runtime.loader import load_model  # checks the file before onnx or onnxruntime see it
 
-    load_model(artifact)
+    model = load_model(artifact)
     properties = {p.key: p.value for p in onnx.load(str(artifact)).metadata_props}
     compiled_from = properties[META_CHECKPOINT_SHA256]
     if checkpoint_sha256 and compiled_from and compiled_from != checkpoint_sha256:
@@ -110,7 +111,7 @@ def _layer_entries(artifact: str | Path, checkpoint_sha256: str) -> list[dict[st
             f"{artifact}: compiled from checkpoint {compiled_from[:12]}..., got {checkpoint_sha256[:12]}...; "
             "compile it again or name the right checkpoint"
         )
-    return json.loads(properties[META_LAYERS])
+    return traced_layers(json.loads(properties[META_LAYERS]), model.nodes)
 
 
 @torch.no_grad()
@@ -135,7 +136,7 @@ def _logits(
 def _compare(
     executor: Executor,
     graph: torch.fx.GraphModule,
-    layers: list[Any],
+    layers: list[TracedLayer],
     images: Tensor,
     labels: NDArray[np.integer[Any]] | None,
     ours: NDArray[np.float32],
@@ -143,7 +144,7 @@ def _compare(
     note: Progress,
 ) -> ProgramParity:
     names = value_names(layers)
-    parity = {layer.name: LayerParity(layer.name) for layer in layers}
+    parity = {x.name: LayerParity(x.name, integer=x.integer, exact_output=x.exact_output) for x in layers}
     count = min(options.layer_samples or len(images), len(images)) if layers else 0
     for start in range(0, count, options.batch_size):
         batch = images[start : min(start + options.batch_size, count)].contiguous()
@@ -157,6 +158,7 @@ def _compare(
         executor.name,
         note,
     )
+    ours, ties = _settle_ties(executor, graph, layers, images, ours, theirs, options.batch_size)
     differing = np.flatnonzero(ours.argmax(1) != theirs.argmax(1))
     return ProgramParity(
         name=executor.name,
@@ -167,7 +169,32 @@ def _compare(
         samples=len(images),
         layer_samples=count,
         layers=list(parity.values()),
+        max_logit=float(np.abs(ours).max()),
+        rounding_ties=ties,
+        integer=bool(layers) and all(layer.integer for layer in layers),
     )
+
+
+def _settle_ties(
+    executor: Executor,
+    graph: torch.fx.GraphModule,
+    layers: list[TracedLayer],
+    images: Tensor,
+    ours: NDArray[np.float32],
+    theirs: NDArray[np.float32],
+    batch_size: int,
+) -> tuple[NDArray[np.float32], int]:
+    """PyTorch's logits with ties of quantised values decided as the program did, and the samples that had one."""
+    if not anchors(layers):
+        return ours, 0
+    limit = MAX_RELATIVE_ERROR * np.abs(ours).max()
+    apart = np.flatnonzero(~(np.abs(ours - theirs).reshape(len(ours), -1).max(1) <= limit))
+    settled = ours.copy()
+    for start in range(0, len(apart), batch_size):
+        chosen = apart[start : start + batch_size]
+        settled[chosen] = anchored_logits(executor, graph, layers, images[chosen].contiguous().numpy())
+    left = np.abs(settled - theirs).reshape(len(ours), -1).max(1)[apart]
+    return settled, int((left <= limit).sum())
 
 
 def _output_name(executor: Executor) -> str:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from bitbybit.folding import batch_norm_scale
 from compiler.graph import Value, array_of
 from compiler.lowerings.context import Context
-from compiler.passes.fold_batchnorm import scale_and_shift
 
 
 def unary(operator: str) -> Callable[..., Value]:
@@ -70,7 +70,7 @@ def batch_norm(ctx: Context, input: Value) -> Value:
     assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
     if norm.running_mean is None:
         raise ctx.refuse("has no running statistics", "train it with track_running_stats=True")
-    return _scale(ctx, input, *scale_and_shift(norm))
+    return _scale(ctx, input, *batch_norm_scale(norm))
 
 
 def functional_batch_norm(

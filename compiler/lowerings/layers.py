@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from compiler.graph import UINT8, Value, array_of
+from bitbybit.spec import INTEGER
+from compiler.graph import FLOAT, Value, array_of
+from compiler.integer_layers import IntegerPart
 from compiler.layers import (
     NO_CLIP,
     FusedConv2d,
@@ -20,9 +22,10 @@ from compiler.layers import (
 )
 from compiler.lowerings.activations import clip
 from compiler.lowerings.context import Context
-from compiler.shapes import Dim, Shape
+from compiler.lowerings.integer import emit_integer_part
+from compiler.lowerings.part import PartNames
+from compiler.shapes import Shape
 from runtime import opset
-from runtime.bitpack import code_bytes
 
 
 def fused_conv2d(ctx: Context, input: Value, residual: Value | None = None) -> Value:
@@ -107,7 +110,11 @@ def _packed(ctx: Context, layer: PackedLayer, x: Value, residual: Value | None, 
         stored = _storage_name(ctx) if only else f"{_storage_name(ctx)}/{i}"
         out_shape = (shape[0], part.outputs.stop - part.outputs.start, *shape[2:])
         output = Value(f"{prefix}/{label if only else 'output'}", out_shape)
-        _emit_part(ctx, layer, part, images[i], residuals[i], output, prefix, stored)
+        names = PartNames(ctx, prefix, stored)
+        if isinstance(part, IntegerPart):
+            emit_integer_part(names, layer, part, images[i], residuals[i], output)
+        else:
+            _emit_part(names, layer, part, images[i], residuals[i], output)
         outputs.append(output)
     return outputs[0] if len(outputs) == 1 else ctx.emit("Concat", outputs, shape, label, axis=1)
 
@@ -135,64 +142,22 @@ def _split(ctx: Context, x: Value, sizes: list[int], label: str) -> list[Value]:
 
 
 def _emit_part(
-    ctx: Context,
-    layer: PackedLayer,
-    part: PackedPart,
-    x: Value,
-    residual: Value | None,
-    output: Value,
-    prefix: str,
-    stored: str,
+    names: PartNames, layer: PackedLayer, part: PackedPart, x: Value, residual: Value | None, output: Value
 ) -> None:
     """The ``LshEncode`` and the ``LshConv`` or ``LshConvAdd`` of one part."""
-
-    def keep(name: str, array: np.ndarray[Any, Any]) -> Value:
-        return ctx.builder.initializer(f"{stored}/{name}", array)
-
-    k, tiles = layer.hash_length, layer.tiles
-    coded = _coded_shape(layer, x)
-    codes = Value(f"{prefix}/codes", (*coded, tiles, code_bytes(k)), UINT8)
-    norms = Value(f"{prefix}/norms", (*coded, tiles))
-    e, d = layer.encode, layer.dot
-    ctx.builder.node(
-        opset.LSH_ENCODE,
-        [x, keep("projection", array_of(part.projection)), keep("centre", array_of(part.centre))],
-        [codes, norms],
-        name=f"{prefix}/encode",
-        domain=opset.DOMAIN,
-        kernel_shape=e.kernel,
-        strides=e.strides,
-        dilations=e.dilations,
-        pads=e.pads,
-        tile_size=layer.tile_size,
-    )
+    k = layer.hash_length
+    inputs = [x, names.keep("projection", array_of(part.projection)), names.keep("centre", array_of(part.centre))]
+    codes, norms = names.encode(opset.LSH_ENCODE, layer, inputs, FLOAT)
     inputs = [
         codes,
         norms,
-        keep("weight_codes", part.codes),
-        keep("weight_norms", array_of(part.norms)),
-        ctx.builder.initializer(f"table/{k}", array_of(cosine_table(k))),
-        keep("scale", part.scale.numpy()),
-        keep("bias", part.bias.numpy()),
+        names.keep("weight_codes", part.codes),
+        names.keep("weight_norms", array_of(part.norms)),
+        names.ctx.builder.initializer(f"table/{k}", array_of(cosine_table(k))),
+        names.keep("scale", part.scale.numpy()),
+        names.keep("bias", part.bias.numpy()),
     ]
-    ctx.builder.node(
-        opset.LSH_CONV if residual is None else opset.LSH_CONV_ADD,
-        inputs if residual is None else [*inputs, residual],
-        [output],
-        name=f"{prefix}/dot",
-        domain=opset.DOMAIN,
-        hash_length=k,
-        strides=d.strides,
-        dilations=d.dilations,
-        clip_min=float(np.float32(layer.clip[0])),
-        clip_max=float(np.float32(layer.clip[1])),
-    )
-
-
-def _coded_shape(layer: PackedLayer, x: Value) -> tuple[Dim, int, int]:
-    height, width = x.shape[2], x.shape[3]
-    assert isinstance(height, int) and isinstance(width, int)
-    return (x.shape[0], *layer.encode.output_size(height, width))
+    names.dot(opset.LSH_CONV if residual is None else opset.LSH_CONV_ADD, layer, inputs, residual, output)
 
 
 def _storage_name(ctx: Context) -> str:
@@ -218,6 +183,7 @@ def _describe(ctx: Context, layer: PackedLayer, output: Value) -> None:
             "parts": len(layer.parts),
             "output": output.name,
             "fused": list(layer.fused),
+            **({"arithmetic": INTEGER} if layer.arithmetic == INTEGER else {}),
             "node": ctx.node.meta["origin"],
             "source": ctx.node.meta["source"],
         }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-import torch
 from torch import fx, nn
 
+from bitbybit.folding import BATCH_NORMS
 from compiler.layers import CompiledLayer, FusedLinear, PackedLinear
 from compiler.passes.base import (
     Pass,
@@ -18,8 +18,6 @@ from compiler.passes.base import (
     why_not_foldable,
 )
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-
 
 class FoldBatchnorm(Pass):
     """Folds ``(y - mean) / sqrt(var + eps) * gamma + beta`` into the producer of ``y``.
@@ -27,7 +25,8 @@ class FoldBatchnorm(Pass):
     Rules:
         1. After an exact layer: into weight and bias.
         2. After a hashed layer: into the outputs' scale, which has a sign (gamma may be negative or 0),
-           and the bias; codes, norms and projections stay.
+           and the bias; codes, norms and projections stay.  In integer arithmetic likewise, by
+           ``bitbybit.exact.fold_batch_norm``, which the parity check shares.
         3. Two batch norms in a row are both folded.
 
     Refuses:
@@ -54,7 +53,7 @@ class FoldBatchnorm(Pass):
                 log.refuse(node, reason)
                 continue
             assert isinstance(layer, CompiledLayer) and isinstance(producer, fx.Node)
-            layer.scale_outputs(*scale_and_shift(norm))
+            layer.fold(norm)
             note_fused(layer, producer, node, graph_module)
             absorb(producer, node)
             modified = True
@@ -73,14 +72,3 @@ def _why_not(norm: nn.Module, producer: object, layer: nn.Module | None, counts:
     if isinstance(layer, FusedLinear | PackedLinear) and len(producer.meta["value"].shape) != 2:
         return f"{producer.target} gives several vectors a sample, and batch norm runs over another axis"
     return why_not_foldable(producer, layer, counts)
-
-
-@torch.no_grad()
-def scale_and_shift(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Batch norm as ``y * scale + shift``: two float64[c]."""
-    assert isinstance(norm, BATCH_NORMS) and norm.running_mean is not None and norm.running_var is not None
-    scale = 1 / torch.sqrt(norm.running_var.double() + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    shift = -norm.running_mean.double() * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.double()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bitbybit as bb
+from bitbybit.integer import IntegerHashConv2d
 
 PIXEL: dict[str, Any] = {
     "hash_kernel_type": "learned_projection",
@@ -40,6 +41,49 @@ def hashed(
     bb.patch_model(model, {"common_params": {"hash_kernel_type": "none"}, **dict.fromkeys(names, spec)})
     model.eval()
     bb.calibrate(model, torch.randn(4, *shape, generator=torch.Generator().manual_seed(1)))
+    return model
+
+
+INTEGER: dict[str, Any] = {
+    "hash_kernel_type": "learned_projection",
+    "hash_length": 24,
+    "input_tile_size": 5,
+    "output_tile_size": None,
+    "tiling": "pixel",
+    "arithmetic": "integer",
+}
+
+
+def integer(
+    model: nn.Module,
+    spec: dict[str, Any],
+    shape: tuple[int, ...],
+    keep: Callable[[str, nn.Module], bool] = lambda name, module: True,
+) -> nn.Module:
+    """Patches layers in integer arithmetic, and gives each the range of its input and random codes."""
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(4, *shape, generator=generator)
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) and keep(n, m)]
+    bb.patch_model(model, {"common_params": {"hash_kernel_type": "none"}, **dict.fromkeys(names, spec)})
+    model.eval()
+
+    def fit(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0]
+        rows = x.movedim(1, -1) if isinstance(layer, IntegerHashConv2d) else x
+        signed = bool((x < 0).any())
+        layer.input_signed.fill_(signed)
+        layer.input_exponent.copy_(torch.floor(torch.log2((127 if signed else 255) / x.abs().max())))
+        layer.centre.copy_(rows.flatten(0, -2).mean(0))
+        deviation = (rows - layer.centre).flatten(0, -2).std() * 2.0 ** int(layer.input_exponent)
+        layer.norm_scale.copy_(60 / (deviation * layer.tile_size**0.5))
+        layer.code_weight.copy_(torch.randn(layer.code_weight.shape, generator=generator))
+        layer.gain.copy_(torch.randn(layer.gain.shape, generator=generator) * 3)
+        layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator) * 0.1)
+
+    handles = [layer.register_forward_pre_hook(fit) for layer in bb.patching.hash_layers(model).values()]
+    model(images)
+    for handle in handles:
+        handle.remove()
     return model
 
 

@@ -18,6 +18,7 @@ from bitbybit.verify.layers import compare_layers, traced_layers, value_names
 from bitbybit.verify.report import LayerParity
 from compiler import CompileOptions, CompileResult, compile_model
 from compiler.trace import trace
+from runtime.loader import load_model
 
 # Norms and sums over tiles and taps are added in another order; nothing else differs, given equal codes.
 LAYER_TOLERANCE = 2e-5
@@ -78,9 +79,9 @@ def code_names(entry: dict[str, Any]) -> list[str]:
 @torch.no_grad()
 def compare(model: nn.Module, proto: ModelProto, x: Tensor) -> Parity:
     """Asserts that the artifact in onnxruntime agrees with the network, layer by layer and at the end."""
-    layers = traced_layers(layers_of(proto))
+    layers = traced_layers(layers_of(proto), load_model(proto.SerializeToString()).nodes)
     values = run_onnx(proto, x, list(dict.fromkeys(["logits", *value_names(layers)])))
-    rows = {layer.name: LayerParity(layer.name) for layer in layers}
+    rows = {x.name: LayerParity(x.name, integer=x.integer, exact_output=x.exact_output) for x in layers}
     graph = trace(model)
     compare_layers(graph, layers, x, values, rows)
     problems = [f"{row.name}: {row.problem}" for row in rows.values() if row.problem]
