@@ -137,7 +137,8 @@ def artifact(nodes: list[NodeProto], arrays: Mapping[str, np.ndarray], shape: li
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", "classes"])],
         [numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )
-    imports = [helper.make_opsetid("", opset.ONNX_OPSET), helper.make_opsetid(opset.DOMAIN, 1)]
+    version = opset.version_needed(node.op_type for node in nodes if node.domain == opset.DOMAIN)
+    imports = [helper.make_opsetid("", opset.ONNX_OPSET), helper.make_opsetid(opset.DOMAIN, version)]
     bodies = [
         helper.make_function(
             opset.DOMAIN, name, ["a"], ["b"], [helper.make_node("Identity", ["a"], ["b"])], imports[:1]
@@ -148,7 +149,7 @@ def artifact(nodes: list[NodeProto], arrays: Mapping[str, np.ndarray], shape: li
     empty = {"hash_config": {}, "normalization": {"mean": [], "std": []}, "classes": []}
     empty |= {"compile_options": {}, "versions": {}, "layers": []}
     props = {f"bitbybit.{name}": json.dumps(value) for name, value in empty.items()}
-    props |= {opset.META_FORMAT_VERSION: "1", opset.META_MODEL: "resnet20", opset.META_CHECKPOINT_SHA256: ""}
+    props |= {opset.META_FORMAT_VERSION: str(version), opset.META_MODEL: "resnet20", opset.META_CHECKPOINT_SHA256: ""}
     helper.set_model_props(model, props)
     return bytes(model.SerializeToString())
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from runtime.kernels.native import NativeCall, make_arguments
+from runtime.kernels.native import native_call
 from runtime.kernels.quantise import ARGUMENTS, quantise
 from runtime.layout import AnyLayout, Layout, Quantised, Repeated, physical
 from runtime.model import Array, ValueSpec
 from runtime.work import Bind, Work, whole
 
-SLACK = 64  # bytes after an array that kernels may read: they load whole registers
+SLACK = 256  # bytes after an array that kernels may read: they load whole registers, several at a time
 _NS_PER_ELEMENT = 0.5  # rough speed on one core, only to judge whether threads should share a step
 
 
@@ -59,7 +59,7 @@ def quantising(x: Array, plain: bool, layout: Quantised, out: Array) -> Work:
     planes = plain and c > 1 and h * w > 1
     values = {"x": x, "out": out, "planes": planes, "area": h * w, "channels": c}
     values |= {"factor": 2.0**layout.exponent, "least": layout.low, "most": layout.high, "zero": -layout.low}
-    call = NativeCall(quantise(), *make_arguments(ARGUMENTS, values))
+    call = native_call(quantise(), ARGUMENTS, values)
     return Work(call, n, h * w * c * _NS_PER_ELEMENT)
 
 

@@ -22,7 +22,7 @@ from runtime.batching import batch_is_separable
 from runtime.builder import Work
 from runtime.errors import ArtifactError
 from runtime.model import Array, Model
-from runtime.plan import BoundPlan, Plan, bind_plan, build_plan
+from runtime.plan import BoundPlan, Plan, bind_plan, build_plan, parts_of
 from runtime.profile import Profiler, StepTime
 from runtime.shapes import analyse
 
@@ -30,7 +30,6 @@ _PLAN_LIMIT = 64  # plans kept; the one used longest ago goes first
 _IDLE_ARENAS = 4  # arenas that one plan keeps for later runs, beyond that they are freed
 _ARENA_BUDGET = 1 << 20  # bytes; about a second-level cache, see ``_parts``
 _PART_LIMIT = 16  # images
-_SPLIT_NS = 60_000.0  # least work worth handing to a thread: a hand-over costs about 20 us
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -182,7 +181,7 @@ class Executor:
         """Runs every step; ``shared`` lets threads share one step's positions."""
         run = self._share if shared and self._workers is not None else _run_alone
         if self._profiler is None:
-            for work in bound.works:
+            for work in bound.stages:
                 run(work)
             return
         times = []
@@ -195,7 +194,7 @@ class Executor:
         self._profiler.add(times)
 
     def _share(self, work: Work) -> None:
-        parts = min(self._threads, work.positions, int(work.positions * work.cost / _SPLIT_NS))
+        parts = parts_of(work, self._threads)
         if parts < 2 or self._workers is None:
             _run_alone(work)
             return

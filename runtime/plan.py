@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,13 @@ from runtime.arena import ALIGNMENT, Lifetime, Placement, place
 from runtime.builder import Operand, PlanBuilder, Step, Work, whole
 from runtime.conversions import SLACK
 from runtime.fallback import reference_function
+from runtime.kernels.native import NativeCall, call_all
 from runtime.layout import Layout
 from runtime.model import Array, Model, Node, ValueSpec
 from runtime.operators import LSH_OPERATORS, NATIVE_OPERATORS
 from runtime.shapes import Values, analyse
+
+_SPLIT_NS = 60_000.0  # least work worth handing to a thread: a hand-over costs about 20 us
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Plan:
         outputs: wanted value to its buffer or constant.
         values: shapes of all values.
         fallbacks: operators that ONNX's reference runs, in graph order.
+        slots: threads that may work on one step.
     """
 
     steps: tuple[Step, ...]
@@ -42,6 +48,7 @@ class Plan:
     outputs: Mapping[str, Operand]
     values: Values
     fallbacks: tuple[str, ...]
+    slots: int
 
 
 @dataclass(frozen=True)
@@ -53,12 +60,15 @@ class BoundPlan:
         inputs: graph input to the array that takes it.
         outputs: wanted value to the array that holds it after the last step.
         works: one for each step.
+        stages: the same work for a run that nobody times: neighbouring native steps that threads do
+            not share are one stage.
     """
 
     plan: Plan
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
     works: tuple[Work, ...]
+    stages: tuple[Work, ...]
 
 
 def build_plan(
@@ -101,6 +111,7 @@ def build_plan(
         outputs,
         values,
         tuple(dict.fromkeys(builder.fallbacks)),
+        slots,
     )
 
 
@@ -126,7 +137,25 @@ def bind_plan(plan: Plan) -> BoundPlan:
         {name: array(operand) for name, operand in plan.inputs.items()},
         {name: array(operand) for name, operand in plan.outputs.items()},
         works,
+        tuple(_stages(works, plan.slots)),
     )
+
+
+def parts_of(work: Work, threads: int) -> int:
+    """Parts in which threads should share a step; 1 where handing over costs more than it gains."""
+    return max(1, min(threads, work.positions, int(work.positions * work.cost / _SPLIT_NS)))
+
+
+def _stages(works: Sequence[Work], threads: int) -> Iterator[Work]:
+    """Joins neighbouring native steps, so that Python is not asked between them."""
+    for native, group in groupby(works, lambda w: isinstance(w.call, NativeCall) and parts_of(w, threads) == 1):
+        joined = list(group)
+        if native and len(joined) > 1:
+            calls = [(work.call, work.positions) for work in joined]
+            steps = np.array([(call.kernel, call.arguments, end) for call, end in calls], np.intp)  # type: ignore[union-attr]
+            yield whole(partial(call_all, steps))
+        else:
+            yield from joined
 
 
 def _needed(model: Model, values: Values, wanted: Sequence[str]) -> list[Node]:

@@ -151,10 +151,7 @@ def _pair_sums(builder: Any, a: Any, b: Any) -> Any:
     """``a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1]`` in 32 bits, of signed 16-bit lanes."""
     lanes = a.type.count
     wide = ir.VectorType(_WORD, lanes)
-    product = builder.mul(builder.sext(a, wide), builder.sext(b, wide))
-    even = builder.shuffle_vector(product, product, _constant(lanes // 2, range(0, lanes, 2)))
-    odd = builder.shuffle_vector(product, product, _constant(lanes // 2, range(1, lanes, 2)))
-    return builder.add(even, odd)
+    return _neighbour_sums(builder, builder.mul(builder.sext(a, wide), builder.sext(b, wide)))
 
 
 def _dot_everywhere(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
@@ -192,21 +189,68 @@ def sum_of_squares(typingctx: Any, vector: Any) -> Any:
     return result(vector), codegen
 
 
+def _neighbour_sums(builder: Any, value: Any) -> Any:
+    """Sums of two neighbouring lanes each."""
+    lanes = value.type.count
+    even = builder.shuffle_vector(value, value, _constant(lanes // 2, range(0, lanes, 2)))
+    odd = builder.shuffle_vector(value, value, _constant(lanes // 2, range(1, lanes, 2)))
+    return builder.add(even, odd)
+
+
 @intrinsic
-def sums_of_eight(typingctx: Any, vector: Any) -> Any:
-    """Sums of eight neighbouring lanes each."""
-    result = Vector(vector.element, vector.lanes // 8)
+def neighbour_sums(typingctx: Any, vector: Any) -> Any:
+    """Sums of two neighbouring lanes each: half as many lanes."""
+    result = Vector(vector.element, vector.lanes // 2)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = args[0]
-        for _ in range(3):
-            lanes = value.type.count
-            even = builder.shuffle_vector(value, value, _constant(lanes // 2, range(0, lanes, 2)))
-            odd = builder.shuffle_vector(value, value, _constant(lanes // 2, range(1, lanes, 2)))
-            value = builder.add(even, odd)
-        return value
+        return _neighbour_sums(builder, args[0])
 
     return result(vector), codegen
+
+
+@intrinsic
+def sums_of_eight(typingctx: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Sums of eight neighbouring lanes each, of four vectors one after the other."""
+    vector = _lanes_of(a, b, c, d)
+    result = Vector(vector.element, vector.lanes // 2)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = _join(builder, list(args))
+        for _ in range(3):
+            value = _neighbour_sums(builder, value)
+        return value
+
+    return result(a, b, c, d), codegen
+
+
+@intrinsic
+def squares_of_sixteen(typingctx: Any, array: Any, index: Any, centre: Any, fours: Any) -> Any:
+    """Sums of ``(array[index + i] - centre[i])^2`` over sixteen tiles that lie side by side.
+
+    Args:
+        array: uint8.
+        index: first feature.
+        centre: int16[64 F], which no kernel writes.
+        fours: F zeros in a tuple, a power of two, for tiles of 4 F features; or none, which gives zeros.
+    """
+    result = Vector(types.int32, _REGISTER)
+    lanes = 4 * fours.count * _REGISTER
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if not lanes:
+            return ir.Constant(result.llvm, None)
+        wide = ir.VectorType(ir.IntType(16), lanes)
+        place = _pointer(context, builder, signature.args[0], args[0], args[1], ir.VectorType(ir.IntType(8), lanes))
+        zero = context.get_constant(types.intp, 0)
+        middle = builder.load(_pointer(context, builder, signature.args[2], args[2], zero, wide), align=2)
+        middle.set_metadata("invariant.load", builder.module.add_metadata([]))
+        v = builder.sub(builder.zext(builder.load(place, align=1), wide), middle)
+        value = _pair_sums(builder, v, v)
+        while value.type.count > _REGISTER:
+            value = _neighbour_sums(builder, value)
+        return value
+
+    return result(array, types.intp, centre, fours), codegen
 
 
 @intrinsic
@@ -293,6 +337,10 @@ def round_words(typingctx: Any, vector: Any) -> Any:
     result = Vector(types.int32, vector.lanes)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if target_multiplies_bytes():
+            every, current = ir.Constant(ir.IntType(16), -1), ir.Constant(_WORD, 4)  # lanes; rounding mode
+            operands = [args[0], ir.Constant(result.llvm, None), every, current]
+            return _call(builder, "llvm.x86.avx512.mask.cvtps2dq.512", result.llvm, operands)
         shift = ir.Constant(vector.llvm, [ir.Constant(ir.FloatType(), _ROUNDING)] * vector.lanes)
         bits = [builder.bitcast(value, result.llvm) for value in (builder.fadd(args[0], shift), shift)]
         return builder.sub(*bits)

@@ -9,7 +9,7 @@ A term is four bytes of code, or ``group`` times four that share a norm. Its byt
 where taps lie side by side, a run goes on from tile to tile and from tap to tap, so a code of 8 or 16
 bits fills its share of a term and no more. Where a run ends within four bytes, a mask stops it.
 
-Up to ``acc`` everything is a whole number below 2^24, exact in any order. Four positions share each
+Up to ``acc`` everything is a whole number below 2^24, exact in any order. Eight positions share each
 load of weights.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from runtime.kernels.compiling import inlined
-from runtime.kernels.integer_epilogue import EPILOGUE, finish
+from runtime.kernels.integer_epilogue import EPILOGUE, finish, finish_plain, is_plain, load_epilogue
 from runtime.kernels.integers import (
     add_bytes,
     and_words,
@@ -47,21 +47,15 @@ ARGUMENTS = np.dtype(
         ("offsets", np.intp),  # intp[terms], bytes of norms from a position's first pixel to a term
         ("masks", np.intp),  # int32[terms], bytes of a term that count; read where group is 1
         ("taps", np.intp),  # intp[kh * kw], pixels from a position's first to a tap's
-        ("starts", np.intp),  # intp[oh * ow], pixels from an image's first to a position's
+        ("starts", np.intp),  # intp[oh * ow], bytes of norms from an image's first pixel to a position's
         ("halves", np.intp),  # float32[positions], scratch: k / 2 times a position's sum of norms
-        ("scale", np.intp),  # float32[blocks * 16], see ``runtime.kernels.integer_epilogue``
-        ("bias", np.intp),  # float32[blocks * 16]
-        ("residual", np.intp),  # float32[positions, outputs], or 0
-        ("out", np.intp),  # float32[positions, outputs], written, or 0
-        ("quantised", np.intp),  # uint8[positions, outputs], written, or 0
         ("terms", np.intp),
         ("tap_count", np.intp),
         ("area", np.intp),  # oh * ow
         ("row", np.intp),  # ow
         ("stride", np.intp),  # pixels from a position to the next in its row
-        ("image", np.intp),  # pixels of one image of codes
+        ("image", np.intp),  # bytes of norms of one image
         ("pixel", np.intp),  # bytes of norms of one pixel
-        ("outputs", np.intp),
         ("half_length", np.float32),  # k / 2
         *EPILOGUE,
     ],
@@ -94,7 +88,7 @@ def _sum_norms(p: Any, begin: int, end: int) -> None:
     position = begin
     while position < end:
         run = min(end - position, row - rest % row)
-        first = base + starts[rest]
+        first = (base + starts[rest]) // p.pixel
         if stride == 1:
             for x in range(0, run, 16):
                 total = load16(sums, first + x + taps[0])
@@ -118,37 +112,48 @@ def _sum_norms(p: Any, begin: int, end: int) -> None:
 def _convolve(p: Any, begin: int, end: int, group: int) -> None:
     codes, norms, weights = bytes_at(p.codes), bytes_at(p.norms), int32_at(p.weights)
     offsets, masks, starts, halves = intp_at(p.offsets), int32_at(p.masks), intp_at(p.starts), float32_at(p.halves)
-    terms, area, pixel, outputs = p.terms, p.area, p.pixel, p.outputs
+    terms, area, outputs, image = p.terms, p.area, p.outputs, p.image
+    e = load_epilogue(p)
+    plain = is_plain(e)
     number, rest = divmod(begin, area)
-    base = number * p.image * pixel
+    base = number * p.image
     position = begin
     while position < end:
         # Beyond the image or the end, the last position is computed again: the same bits to the same place.
         last = min(area - rest, end - position) - 1
-        i1, i2, i3 = min(1, last), min(2, last), min(3, last)
-        u0, u1 = base + starts[rest] * pixel, base + starts[rest + i1] * pixel
-        u2, u3 = base + starts[rest + i2] * pixel, base + starts[rest + i3] * pixel
-        h0, h1, h2, h3 = halves[position], halves[position + i1], halves[position + i2], halves[position + i3]
-        to0, to1 = position * outputs, (position + i1) * outputs
-        to2, to3 = (position + i2) * outputs, (position + i3) * outputs
+        i1, i2, i3, i4 = min(1, last), min(2, last), min(3, last), min(4, last)
+        i5, i6, i7 = min(5, last), min(6, last), min(7, last)
+        u0, u1 = base + starts[rest], base + starts[rest + i1]
+        u2, u3 = base + starts[rest + i2], base + starts[rest + i3]
+        u4, u5 = base + starts[rest + i4], base + starts[rest + i5]
+        u6, u7 = base + starts[rest + i6], base + starts[rest + i7]
         weight = 0
         for first in range(0, outputs, 16):
             a0 = zeros16()
-            a1, a2, a3 = a0, a0, a0
+            a1, a2, a3, a4, a5, a6, a7 = a0, a0, a0, a0, a0, a0, a0
             for q in range(terms):
                 at, mask = offsets[q], masks[q]
                 a0 = _add_term(a0, codes, norms, u0 + at, weights, weight, mask, group)
                 a1 = _add_term(a1, codes, norms, u1 + at, weights, weight, mask, group)
                 a2 = _add_term(a2, codes, norms, u2 + at, weights, weight, mask, group)
                 a3 = _add_term(a3, codes, norms, u3 + at, weights, weight, mask, group)
+                a4 = _add_term(a4, codes, norms, u4 + at, weights, weight, mask, group)
+                a5 = _add_term(a5, codes, norms, u5 + at, weights, weight, mask, group)
+                a6 = _add_term(a6, codes, norms, u6 + at, weights, weight, mask, group)
+                a7 = _add_term(a7, codes, norms, u7 + at, weights, weight, mask, group)
                 weight += 16 * group
-            finish(p, a0, a1, a2, a3, h0, h1, h2, h3, first, to0 + first, to1 + first, to2 + first, to3 + first)
-        step = min(4, last + 1)
+            if plain:
+                finish_plain(e, halves, a0, a1, a2, a3, position, 0, i1, i2, i3, first)
+                finish_plain(e, halves, a4, a5, a6, a7, position, i4, i5, i6, i7, first)
+            else:
+                finish(e, halves, a0, a1, a2, a3, position, 0, i1, i2, i3, first)
+                finish(e, halves, a4, a5, a6, a7, position, i4, i5, i6, i7, first)
+        step = min(8, last + 1)
         position += step
         rest += step
         if rest == area:
             rest = 0
-            base += p.image * pixel
+            base += image
 
 
 @inlined

@@ -20,20 +20,14 @@ import numpy as np
 from runtime.kernels.compiling import helper, inlined
 from runtime.kernels.integer_norms import write_norms
 from runtime.kernels.integers import (
-    and_words,
     broadcast,
     dot_bytes,
     load_constant,
-    load_four,
     negative_bits,
-    subtract_words,
-    sum_of_squares,
-    sums_of_eight,
-    widen_bytes,
 )
-from runtime.kernels.memory import bytes_at, int16_at, int32_at, intp_at, make_record
+from runtime.kernels.memory import bytes_at, int32_at, intp_at, make_record
 from runtime.kernels.native import native
-from runtime.kernels.vectors import add_words, load16, store, store_bits, store_first
+from runtime.kernels.vectors import load16, store_bits, store_first
 from runtime.kernels.windows import copy_bytes, gather_bytes, gather_bytes_to_slots
 
 WINDOWS = 16  # windows that are gathered before they are hashed
@@ -52,11 +46,12 @@ ARGUMENTS = np.dtype(
         ("start", np.intp),  # int32[t, lanes / block, block]
         ("centre", np.intp),  # int16[t, sixteens * 16], centre + zero
         ("present", np.intp),  # int16[t, sixteens * 16], -1 where a feature exists, else 0
+        ("pattern", np.intp),  # int16[16 * tile_size], the centre of sixteen whole tiles, or 0
         ("ring_codes", np.intp),  # uint8[ow, t * B], of pad pixels; 0 where there are none
         ("ring_norms", np.intp),  # uint8[ow, t * repeat]
         ("ring_sums", np.intp),  # int32[ow + 15]
         ("scratch", np.intp),  # uint8[slots, 16 * f or more], f features of a window
-        ("squares", np.intp),  # int32[slots, run * t or more], squared norms
+        ("lengths", np.intp),  # int32[slots, run * t or more], scratch
         ("codes", np.intp),  # uint8[n, oh, ow, t, B], written
         ("norms", np.intp),  # uint8[n, oh, ow, t, repeat], written
         ("sums", np.intp),  # int32[n, oh, ow], written: sum of the tiles' norms
@@ -82,7 +77,7 @@ ARGUMENTS = np.dtype(
         ("code", np.intp),  # B
         ("repeat", np.intp),  # bytes of a norm
         ("scratch_row", np.intp),  # bytes of one slot
-        ("squares_row", np.intp),  # numbers of one slot
+        ("lengths_row", np.intp),  # numbers of one slot
         ("norm_scale", np.float64),
     ],
     align=True,
@@ -108,63 +103,67 @@ def lsh_encode_integer(block: int, fours: int) -> int:
 
 @cache
 def _kernel(registers: int, fours: int) -> int:
-    block = (0,) * registers
+    block, static = (0,) * registers, (0,) * fours
 
     @native
     def lsh_encode_integer_kernel(arguments: int, begin: int, end: int, slot: int) -> None:
-        _encode(_arguments_at(arguments), begin, end, slot, block, fours)
+        _encode(_arguments_at(arguments), begin, end, slot, block, static)
 
     return lsh_encode_integer_kernel()
 
 
 @inlined
-def _encode(p: Any, begin: int, end: int, slot: int, block: Any, fours: int) -> None:
+def _encode(p: Any, begin: int, end: int, slot: int, block: Any, fours: Any) -> None:
     """Hashes the positions begin..end of the flattened [n, oh, ow]."""
-    image, rest = divmod(begin, p.oh * p.ow)
-    oy, ox = divmod(rest, p.ow)
+    h, w, c, oh, ow, sy, sx, top, left = p.h, p.w, p.c, p.oh, p.ow, p.sy, p.sx, p.top, p.left
     one_tap = p.kh * p.kw == 1 and p.slots == 0
     longest = LONGEST_RUN if one_tap else WINDOWS
-    position = begin
+    # Columns whose window is a pixel; all of them where windows have several taps.
+    inner, outer = 0, ow
+    if p.ring_codes:
+        inner, outer = (left + sx - 1) // sx, min(ow, (w - 1 + left) // sx + 1)
+    image, rest = divmod(begin, oh * ow)
+    oy, ox = divmod(rest, ow)
+    position, row = begin, begin - ox
+    done = begin  # positions before it are written
     while position < end:
-        # A part of a row, in three runs: pads, windows, pads.
-        stop = min(end, position + min(p.ow - ox, longest))
-        first, last = position, stop
-        if p.ring_codes:
-            row = position - ox
-            first = min(stop, max(position, row + (p.left + p.sx - 1) // p.sx))
-            last = max(first, min(stop, row + (p.w - 1 + p.left) // p.sx + 1))
-            if not 0 <= oy * p.sy - p.top < p.h:
-                first = last = stop
-            _copy_ring(p, position, first)
-            _copy_ring(p, last, stop)
-        column = ox + first - position
-        if first < last:
-            pixel = (image * p.h + oy * p.sy - p.top) * p.w + column * p.sx - p.left
-            source, step = p.x + pixel * p.c, p.sx * p.c
+        first = max(position, row + inner)
+        last = min(end, row + outer)
+        if p.ring_codes and not 0 <= oy * sy - top < h:
+            last = first
+        while first < last:
+            _copy_ring(p, done, first)
+            done = min(last, first + longest)
+            column = first - row
+            pixel = (image * h + oy * sy - top) * w + column * sx - left
+            source, step = p.x + pixel * c, sx * c
             if not one_tap:
-                _gather(p, image, oy, column, last - first, slot)
+                _gather(p, image, oy, column, done - first, slot)
                 source, step = p.scratch + slot * p.scratch_row, p.features
-            _hash(p, source, step, first, last, slot, block, fours)
-        ox += stop - position
-        position = stop
-        if ox == p.ow:
-            ox = 0
-            oy += 1
-            if oy == p.oh:
-                oy = 0
-                image += 1
+            _hash(p, source, step, first, done, slot, block, fours)
+            first = done
+        row += ow
+        position = row
+        oy += 1
+        if oy == oh:
+            oy = 0
+            image += 1
+    _copy_ring(p, done, end)
 
 
 @helper
 def _copy_ring(p: Any, begin: int, end: int) -> None:
-    if begin < end:
-        codes, norms, sums = bytes_at(p.codes), bytes_at(p.norms), int32_at(p.sums)
-        ring_codes, ring_norms, ring_sums = bytes_at(p.ring_codes), bytes_at(p.ring_norms), int32_at(p.ring_sums)
-        code, norm = p.tiles * p.code, p.tiles * p.repeat
-        copy_bytes(ring_codes, 0, codes, begin * code, (end - begin) * code)
-        copy_bytes(ring_norms, 0, norms, begin * norm, (end - begin) * norm)
-        for i in range(0, end - begin, 16):
-            store_first(sums, begin + i, load16(ring_sums, i), min(16, end - begin - i))
+    """Writes what a pad pixel has to the positions begin..end."""
+    codes, norms, sums = bytes_at(p.codes), bytes_at(p.norms), int32_at(p.sums)
+    ring_codes, ring_norms, ring_sums = bytes_at(p.ring_codes), bytes_at(p.ring_norms), int32_at(p.ring_sums)
+    code, norm = p.tiles * p.code, p.tiles * p.repeat
+    while begin < end:
+        count = min(end - begin, p.ow)
+        copy_bytes(ring_codes, 0, codes, begin * code, count * code)
+        copy_bytes(ring_norms, 0, norms, begin * norm, count * norm)
+        for i in range(0, count, 16):
+            store_first(sums, begin + i, load16(ring_sums, i), min(16, count - i))
+        begin += count
 
 
 @helper
@@ -179,12 +178,10 @@ def _gather(p: Any, image: int, oy: int, ox: int, count: int, slot: int) -> None
 
 
 @inlined
-def _hash(p: Any, source: int, step: int, first: int, last: int, slot: int, block: Any, fours: int) -> None:
+def _hash(p: Any, source: int, step: int, first: int, last: int, slot: int, block: Any, fours: Any) -> None:
     """Hashes the positions first..last, whose windows begin at ``source`` and every ``step`` bytes after it."""
     windows = bytes_at(source)
-    squares = int32_at(p.squares + 4 * slot * p.squares_row)
-    _measure(p, windows, step, last - first, squares)
-    write_norms(p, squares, first, last)
+    write_norms(p, windows, step, first, last, slot, fours)
     row = 0
     width = 16 * len(block)
     for tile in range(p.tiles):
@@ -193,55 +190,12 @@ def _hash(p: Any, source: int, step: int, first: int, last: int, slot: int, bloc
             size = min(width // 8, p.code - bit // 8)
             at = tile * p.tile_size
             start = tile * p.lanes + bit
-            if fours:
-                _project_kept(p, windows, at, step, last - first, row, start, to, size, block, fours)
-                row += fours * width
+            if len(fours):
+                _project_kept(p, windows, at, step, last - first, row, start, to, size, block, len(fours))
+                row += len(fours) * width
             else:
                 _project(p, windows, at, step, last - first, row, start, to, size, block)
                 row += p.fours * width
-
-
-@helper
-def _measure(p: Any, windows: Any, step: int, count: int, squares: Any) -> None:
-    """Squared norms of the tiles of windows, four at a time: int32[count, tiles]."""
-    centre, present = int16_at(p.centre), int16_at(p.present)
-    tiles, size, chunk = p.tiles, p.tile_size, p.sixteens * 16
-    units = count * tiles
-    tile, window = 0, 0
-    for unit in range(0, units, 4):
-        # Beyond the end, the last tile is measured again.
-        w0, r0 = window + tile * size, tile * chunk
-        w1, r1, tile, window = _next_tile(unit + 1 < units, tile, window, tiles, size, chunk, step)
-        w2, r2, tile, window = _next_tile(unit + 2 < units, tile, window, tiles, size, chunk, step)
-        w3, r3, tile, window = _next_tile(unit + 3 < units, tile, window, tiles, size, chunk, step)
-        total = _squares(windows, w0, w1, w2, w3, centre, present, r0, r1, r2, r3)
-        for i in range(16, chunk, 16):
-            more = _squares(windows, w0 + i, w1 + i, w2 + i, w3 + i, centre, present, r0 + i, r1 + i, r2 + i, r3 + i)
-            total = add_words(total, more)
-        store(squares, unit, sums_of_eight(total))
-        _, _, tile, window = _next_tile(True, tile, window, tiles, size, chunk, step)
-
-
-@inlined
-def _next_tile(
-    more: bool, tile: int, window: int, tiles: int, size: int, chunk: int, step: int
-) -> tuple[int, int, int, int]:
-    """Place of the next tile's bytes and of its centre, its number and its window."""
-    if more:
-        tile += 1
-        if tile == tiles:
-            tile = 0
-            window += step
-    return window + tile * size, tile * chunk, tile, window
-
-
-@inlined
-def _squares(
-    windows: Any, w0: int, w1: int, w2: int, w3: int, centre: Any, present: Any, r0: int, r1: int, r2: int, r3: int
-) -> Any:
-    """Squares of sixteen features of four tiles, added in pairs."""
-    v = subtract_words(widen_bytes(load_four(windows, w0, w1, w2, w3)), load_four(centre, r0, r1, r2, r3))
-    return sum_of_squares(and_words(v, load_four(present, r0, r1, r2, r3)))
 
 
 @inlined

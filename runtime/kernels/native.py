@@ -27,18 +27,41 @@ class NativeCall:
     """A kernel and its arguments.
 
     Attributes:
-        address: of the kernel.
-        arguments: one record.
-        held: what the record points to, kept alive.
+        kernel: address of the kernel.
+        arguments: address of its record.
+        held: the record and what it points to, kept alive.
     """
 
-    address: int
-    arguments: Array
+    kernel: int
+    arguments: int
     held: tuple[Array, ...] = field(repr=False)
 
     def __call__(self, begin: int, end: int, slot: int) -> None:
         """Computes the positions begin..end."""
-        call_one(self.address, self.arguments.ctypes.data, begin, end, slot)
+        call_one(self.kernel, self.arguments, begin, end, slot)
+
+
+def native_call(kernel: int, dtype: np.dtype[Any], values: dict[str, Any]) -> NativeCall:
+    """Binds a kernel to its arguments.
+
+    Args:
+        kernel: its address.
+        dtype: its record; every field must be given.
+        values: field to number or C-contiguous array, which is stored as its address.
+
+    Returns:
+        The call.
+    """
+    assert set(values) == set(dtype.names or ()), sorted(set(values) ^ set(dtype.names or ()))
+    record = np.zeros(1, dtype)
+    held = [record]
+    for name, value in values.items():
+        if isinstance(value, np.ndarray):
+            assert value.flags.c_contiguous, name
+            held.append(value)
+            value = value.ctypes.data
+        record[name] = value
+    return NativeCall(kernel, record.ctypes.data, tuple(held))
 
 
 def native(function: Callable[[int, int, int, int], None]) -> Callable[[], int]:
@@ -60,9 +83,9 @@ _KEPT: list[CFunc] = []  # compiled code lives as long as its object
 
 
 @compiled
-def call_one(address: int, arguments: int, begin: int, end: int, slot: int) -> None:
+def call_one(kernel: int, arguments: int, begin: int, end: int, slot: int) -> None:
     """Calls one kernel, without the interpreter's lock."""
-    call_at(address, arguments, begin, end, slot)
+    call_at(kernel, arguments, begin, end, slot)
 
 
 @compiled
@@ -74,26 +97,3 @@ def call_all(steps: Any) -> None:
     """
     for i in range(steps.shape[0]):
         call_at(steps[i, 0], steps[i, 1], 0, steps[i, 2], 0)
-
-
-def make_arguments(dtype: np.dtype[Any], values: dict[str, Any]) -> tuple[Array, tuple[Array, ...]]:
-    """Fills a record; an array is stored as its address.
-
-    Args:
-        dtype: the kernel's record; every field must be given.
-        values: field to number or array.
-
-    Returns:
-        The record, as an array of one element, and the arrays that it points to.
-    """
-    if set(values) != set(dtype.names or ()):
-        raise AssertionError(f"fields differ: {sorted(set(values) ^ set(dtype.names or ()))}")
-    record = np.zeros(1, dtype)
-    held = []
-    for name, value in values.items():
-        if isinstance(value, np.ndarray):
-            assert value.flags.c_contiguous
-            held.append(value)
-            value = value.ctypes.data
-        record[name] = value
-    return record, tuple(held)

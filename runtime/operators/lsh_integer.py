@@ -15,7 +15,7 @@ from runtime import opset
 from runtime.builder import PlanBuilder, Work
 from runtime.kernels import lsh_conv_integer as conv_kernel
 from runtime.kernels import lsh_encode_integer as encode_kernel
-from runtime.kernels.native import NativeCall, make_arguments
+from runtime.kernels.native import NativeCall, native_call
 from runtime.kernels.windows import Window
 from runtime.layout import Layout, Quantised
 from runtime.model import Array, Node
@@ -51,18 +51,18 @@ def emit_encode(node: Node, builder: PlanBuilder) -> None:
     window = window_of(node, x.spec.shape, codes.spec.shape)
     tiles = codes.spec.shape[3]
     scratch = builder.scratch((builder.slots, _scratch_row(window)), np.uint8)
-    squares = builder.scratch((builder.slots, _squares_row(window, tiles)), np.int32)
+    lengths = builder.scratch((builder.slots, _lengths_row(window, tiles)), np.int32)
     cost = _NS_PER_POSITION + projection.size * _NS_PER_PROJECTION
 
     def bind(inputs: Sequence[Array], outputs: Sequence[Array]) -> Work:
         values = _encode_values(node, packed, window, -layout.low, projection.shape, tile_size)
-        values |= dict(zip(("codes", "norms", "sums", "scratch", "squares"), outputs, strict=True))
+        values |= dict(zip(("codes", "norms", "sums", "scratch", "lengths"), outputs, strict=True))
         values["x"] = inputs[0]
         if window.kh * window.kw == 1 and any(node.attributes["pads"]):
             values |= _ring(packed, values, window, tiles)
         return Work(_call_encoder(packed, values), outputs[2].size, cost)
 
-    builder.add(node, [x], [codes, norms, sums, scratch, squares], bind)
+    builder.add(node, [x], [codes, norms, sums, scratch, lengths], bind)
 
 
 def _quantised(node: Node) -> Quantised:
@@ -89,6 +89,7 @@ def _encode_values(
         "start": packed.start,
         "centre": packed.centre,
         "present": packed.present,
+        "pattern": packed.pattern if packed.pattern.size else 0,
         "ring_codes": 0,
         "ring_norms": 0,
         "ring_sums": 0,
@@ -101,14 +102,14 @@ def _encode_values(
         "code": code,
         "repeat": code // group_of(code),
         "scratch_row": _scratch_row(window),
-        "squares_row": _squares_row(window, packed.start.shape[0]),
+        "lengths_row": _lengths_row(window, packed.start.shape[0]),
         "norm_scale": float(np.float32(node.attributes["norm_scale"])),
     }
 
 
 def _call_encoder(packed: PackedIntegerProjection, values: dict[str, Any]) -> NativeCall:
     address = encode_kernel.lsh_encode_integer(packed.block, packed.fours)
-    return NativeCall(address, *make_arguments(encode_kernel.ARGUMENTS, values))
+    return native_call(address, encode_kernel.ARGUMENTS, values)
 
 
 def _scratch_row(window: Window) -> int:
@@ -116,8 +117,8 @@ def _scratch_row(window: Window) -> int:
     return encode_kernel.WINDOWS * window.kh * window.kw * window.c + encode_kernel.SLACK
 
 
-def _squares_row(window: Window, tiles: int) -> int:
-    """Squared norms that one thread keeps."""
+def _lengths_row(window: Window, tiles: int) -> int:
+    """Norms that one thread keeps."""
     return min(encode_kernel.LONGEST_RUN, window.ow) * tiles + encode_kernel.SLACK
 
 
@@ -154,11 +155,12 @@ def emit_conv(node: Node, builder: PlanBuilder) -> None:
     halves = builder.scratch((n * oh * ow,), np.float32)
     written, outputs = _outputs(node.outputs[0], builder)
     offsets, masks, taps = find_terms(weight_codes.shape[1:], dilations, w)
-    starts = (np.arange(oh)[:, None] * (strides[0] * w) + np.arange(ow) * strides[1]).astype(np.intp)
+    pixel = tiles * (code // group_of(code))
+    starts = (np.arange(oh)[:, None] * (strides[0] * w) + np.arange(ow) * strides[1]).astype(np.intp) * pixel
     constants = {
         "weights": packed.weights, "offsets": offsets, "masks": masks, "taps": taps, "starts": starts,
         "terms": offsets.size, "tap_count": taps.size, "area": oh * ow, "row": ow, "stride": strides[1],
-        "image": h * w, "pixel": tiles * (code // group_of(code)), "outputs": o,
+        "image": h * w * pixel, "pixel": pixel, "outputs": o,
         "half_length": k / 2,
     }  # fmt: skip
     quantised = next((layout for layout in written if isinstance(layout, Quantised)), None)
@@ -171,7 +173,7 @@ def emit_conv(node: Node, builder: PlanBuilder) -> None:
         for layout, array in zip(written, outs, strict=False):
             values["quantised" if isinstance(layout, Quantised) else "out"] = array
         address = conv_kernel.lsh_conv_integer(group_of(code))
-        call = NativeCall(address, *make_arguments(conv_kernel.ARGUMENTS, values))
+        call = native_call(address, conv_kernel.ARGUMENTS, values)
         return Work(call, n * oh * ow, o * offsets.size * group_of(code) * _NS_PER_DISTANCE)
 
     builder.add(node, inputs, [*outputs, halves], bind)

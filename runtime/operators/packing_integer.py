@@ -38,6 +38,8 @@ class PackedIntegerProjection:
         start: int32[t, blocks * block], what a sum starts with; at least 0 for an absent bit, which then is 0.
         centre: int16[t, sixteens * 16], what is subtracted from a byte; 0 for an absent feature.
         present: int16[t, sixteens * 16], -1 for a feature and 0 for an absent one.
+        pattern: int16[16 * tile_size], the centre of sixteen tiles that lie side by side; empty where a tile
+            is shorter than others, where tiles do not divide sixteen, or are not 4, 8 or 16 features.
         slots: intp[kh * kw * c] in the order (ky, kx, c): place of each feature in the scratch; empty
             where features lie there in that order.
         block: bits that are computed at once.
@@ -48,6 +50,7 @@ class PackedIntegerProjection:
     start: Array
     centre: Array
     present: Array
+    pattern: Array
     slots: Array
     block: int
     fours: int
@@ -83,7 +86,12 @@ def pack_integer_projection(projection: Array, centre: Array, zero: int, tile_si
     permuted[..., lane_of.reshape(-1)], permuted_start[:, lane_of.reshape(-1)] = rows, start
     fourfold = permuted.reshape(tiles, fours, FOUR, lanes // block, block).transpose(0, 3, 1, 4, 2)
     weights = np.ascontiguousarray(fourfold).view(np.int32).reshape(-1)
-    return PackedIntegerProjection(weights, permuted_start.astype(np.int32), of_features, present, slots, block, fours)
+    pattern = np.empty(0, np.int16)
+    if tile_size in (4, 8, 16) and features == tiles * tile_size and LANES % tiles == 0:
+        pattern = np.tile(of_features[:, :tile_size].reshape(-1), LANES // tiles)
+    return PackedIntegerProjection(
+        weights, permuted_start.astype(np.int32), of_features, present, pattern, slots, block, fours
+    )
 
 
 @dataclass(frozen=True)
