@@ -97,10 +97,25 @@ class PlanBuilder:
             return stored[layout]
         source_layout = self._source(name, layout)
         source = stored[source_layout]
+        if self._is_same(name, source_layout, layout):
+            return self.alias(name, layout, source)
         out = self.write(name, layout)
         bind = conversion(source_layout, layout)
         self.steps.append(Step(name, "convert", (source,), (out,), bind, self.spec(name).shape))
         return out
+
+    def _is_same(self, name: str, source: AnyLayout, target: AnyLayout) -> bool:
+        """Whether both layouts give the elements the same order: images of one pixel, or of one channel."""
+        images = {source, target} == {Layout.PLAIN, Layout.CHANNELS_LAST}
+        return images and (self.spec(name).shape[1] == 1 or self.spec(name).shape[2:] == (1, 1))
+
+    def alias(self, name: str, layout: AnyLayout, source: Operand) -> Operand:
+        """Stores a value in a layout as what another operand holds: the same elements in the same place."""
+        spec = physical(self.spec(name), layout)
+        array = None if source.array is None else source.array.reshape(spec.shape)
+        operand = Operand(source.index, array, spec)
+        self._stored.setdefault(name, {})[layout] = operand
+        return operand
 
     def _source(self, name: str, layout: AnyLayout) -> AnyLayout:
         """The layout to convert from, made where a value must go by way of ``PLAIN``."""

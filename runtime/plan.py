@@ -62,6 +62,7 @@ class BoundPlan:
         works: one for each step.
         stages: the same work for a run that nobody times: neighbouring native steps that threads do
             not share are one stage.
+        arena: the memory of all buffers, which native steps know by address.
     """
 
     plan: Plan
@@ -69,6 +70,7 @@ class BoundPlan:
     outputs: Mapping[str, Array]
     works: tuple[Work, ...]
     stages: tuple[Work, ...]
+    arena: Array
 
 
 def build_plan(
@@ -126,7 +128,8 @@ def bind_plan(plan: Plan) -> BoundPlan:
         arrays.append(raw[begin : begin + size].view(spec.dtype).reshape(spec.shape))
 
     def array(operand: Operand) -> Array:
-        return arrays[operand.index] if operand.array is None else operand.array
+        # An operand may give a buffer other extents than its maker does.
+        return arrays[operand.index].reshape(operand.spec.shape) if operand.array is None else operand.array
 
     works = tuple(
         step.bind([array(operand) for operand in step.inputs], [array(operand) for operand in step.outputs])
@@ -138,6 +141,7 @@ def bind_plan(plan: Plan) -> BoundPlan:
         {name: array(operand) for name, operand in plan.outputs.items()},
         works,
         tuple(_stages(works, plan.slots)),
+        raw,
     )
 
 

@@ -222,6 +222,7 @@ def _emit_minimum(builder: Any, a: Any, b: Any) -> Any:
 add = _make_binary(lambda builder, a, b: builder.fadd(a, b))
 sub = _make_binary(lambda builder, a, b: builder.fsub(a, b))
 mul = _make_binary(lambda builder, a, b: builder.fmul(a, b))
+divide = _make_binary(lambda builder, a, b: builder.fdiv(a, b))
 maximum = _make_binary(_emit_maximum)
 minimum = _make_binary(_emit_minimum)
 xor = _make_binary(lambda builder, a, b: builder.xor(a, b))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from runtime.builder import PlanBuilder, Work, whole
+from runtime.kernels.copying import ARGUMENTS, box_fields, copy_box
+from runtime.kernels.native import native_call
 from runtime.layout import Layout
 from runtime.model import Array, Node
 
+_NS_PER_ELEMENT = 0.1  # rough speed on one core, as in ``runtime.operators.lsh``
 # Where ONNX's axis 0..3 of an image lies when it is stored channels-last.
 _AXIS = {Layout.PLAIN: (0, 1, 2, 3), Layout.CHANNELS_LAST: (0, 3, 1, 2)}
 
@@ -39,13 +43,29 @@ def _axis(axis: int, rank: int, layout: Layout) -> int:
     return _AXIS[layout][axis] if layout is Layout.CHANNELS_LAST else axis
 
 
+def _copy(source: Array, target: Array, filled: Array | None = None, fill: Any = 0) -> Work:
+    """Copies a view to another, after filling a whole array where one is given."""
+    fields = box_fields(source, target)
+    # The kernel goes along the first axis of both arrays, which the fill must share.
+    if fields is None or (filled is not None and (source.ndim < 4 or len(filled) != len(target))):
+
+        def call() -> None:
+            if filled is not None:
+                filled.fill(fill)
+            np.copyto(target, source)
+
+        return whole(call)
+    if filled is not None:
+        bits = int(np.asarray(fill, filled.dtype).view(np.int32))
+        fields |= {"filled": filled, "size": filled[0].size, "fill": bits}
+    positions = source.shape[0] if source.ndim == 4 else 1
+    return Work(native_call(copy_box(), ARGUMENTS, fields), positions, target.size / positions * _NS_PER_ELEMENT)
+
+
 def emit_reshape(node: Node, builder: PlanBuilder) -> bool:
-    """``Reshape``, ``Flatten``, ``Squeeze``, ``Unsqueeze``: same elements, other extents."""
-
-    def function(inputs: Sequence[Array], out: Array) -> None:
-        np.copyto(out, inputs[0].reshape(out.shape))
-
-    return _add_plain(node, builder, function)
+    """``Reshape``, ``Flatten``, ``Squeeze``, ``Unsqueeze``: the same elements in the same place."""
+    builder.alias(node.outputs[0], Layout.PLAIN, builder.read(node.inputs[0], Layout.PLAIN))
+    return True
 
 
 def emit_transpose(node: Node, builder: PlanBuilder) -> bool:
@@ -129,8 +149,7 @@ def emit_slice(node: Node, builder: PlanBuilder) -> bool:
     out = builder.write(node.outputs[0], layout)
 
     def bind(inputs: Sequence[Array], outputs: Sequence[Array]) -> Work:
-        chosen = inputs[0][tuple(cut)]
-        return whole(lambda: np.copyto(outputs[0], chosen))
+        return _copy(inputs[0][tuple(cut)], outputs[0])
 
     builder.add(node, [source], [out], bind)
     return True
@@ -163,13 +182,7 @@ def emit_pad(node: Node, builder: PlanBuilder) -> bool:
     out = builder.write(node.outputs[0], layout)
 
     def bind(inputs: Sequence[Array], outputs: Sequence[Array]) -> Work:
-        target = outputs[0][tuple(inner)]
-
-        def call() -> None:
-            outputs[0].fill(fill)
-            np.copyto(target, inputs[0])
-
-        return whole(call)
+        return _copy(inputs[0], outputs[0][tuple(inner)], outputs[0], fill)
 
     builder.add(node, [source], [out], bind)
     return True
