@@ -76,6 +76,7 @@ def summarise(artifact: Path) -> dict[str, Any]:
                 "name": layer.name,
                 "kind": layer.kind,
                 "tiling": layer.tiling,
+                "arithmetic": layer.arithmetic,
                 "hash_length": layer.hash_length,
                 "in_features": layer.in_features,
                 "out_features": layer.out_features,

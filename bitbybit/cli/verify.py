@@ -123,6 +123,14 @@ def print_report(report: ParityReport) -> None:
             f"{differing} of {bits:,}",
         )
     print_table(programs)
+    for program in report.programs:
+        if program.rounding_ties:
+            output.print(
+                f"{program.name}: {program.rounding_ties} samples where an exact layer's sum lies within rounding of "
+                "the middle between two levels; compared on the program's own levels",
+                highlight=False,
+                soft_wrap=True,
+            )
     for problem in report.problems:
         errors.print(problem, style="red", soft_wrap=True, markup=False)
     for program in report.programs:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from breaking import node_of, refusal, replace_initializer, set_attribute
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from integer_factory import make_integer_layer, tiny_integer_artifact
-from model_factory import LayerShape, make_artifact, make_layer, metadata
+from model_factory import LayerShape, layer_entry, make_artifact, make_layer, metadata
 from onnx import helper
 
-from runtime import opset
+from runtime import ArtifactError, InferenceSession, opset
 from runtime.loader import load_model
 
 ENCODE, CONV = opset.LSH_ENCODE_INTEGER, opset.LSH_CONV_INTEGER
@@ -168,6 +171,31 @@ def test_refuses_a_wrong_number_of_inputs() -> None:
     model = tiny_integer_artifact()
     node_of(model, CONV).op_type = opset.LSH_CONV_ADD_INTEGER
     assert "expected 6 inputs and 1 outputs" in refusal(model)
+
+
+def test_metadata_say_which_layers_are_integer() -> None:
+    model = tiny_integer_artifact()
+    layers = [layer_entry(arithmetic="integer"), layer_entry(), layer_entry(arithmetic="float")]
+    helper.set_model_props(model, metadata(format_version="2", layers=json.dumps(layers)))
+    found = load_model(model.SerializeToString()).metadata.layers
+    assert [layer.arithmetic for layer in found] == ["integer", "float", "float"]
+    helper.set_model_props(model, metadata(format_version="2", layers=json.dumps([layer_entry(arithmetic="exact")])))
+    assert "arithmetic 'float' or 'integer'" in refusal(model)
+
+
+_BYTES = tiny_integer_artifact().SerializeToString()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.tuples(st.integers(0, len(_BYTES) - 1), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_corrupt_file_is_refused_or_loads_and_nothing_else(changes: list[tuple[int, int]]) -> None:
+    corrupt = bytearray(_BYTES)
+    for position, value in changes:
+        corrupt[position] = value
+    try:
+        InferenceSession(bytes(corrupt))
+    except ArtifactError as error:
+        assert "\n" not in str(error)
 
 
 def test_refuses_channels_that_differ_from_the_image() -> None:
