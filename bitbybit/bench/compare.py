@@ -60,7 +60,7 @@ class CompareOptions:
     threads: tuple[int, ...] = (1, 2)
     batches: tuple[int, ...] = (1, 8, 64, 256)
     images: int = 0
-    seconds: float = 6.0
+    seconds: float = 5.0
     repetitions: int = 0
 
 

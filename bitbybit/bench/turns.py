@@ -12,6 +12,7 @@ Call = Callable[[], object]
 _TURN_SECONDS = 0.05  # of calls in one turn, about
 _MOST_CALLS = 20  # in one turn
 _LEAST_TURNS = 3
+_SLOW = 1.0  # seconds: whatever a first call prepares is little beside that
 _WARM_BELOW = 0.02  # seconds: the first call of a turn is not counted where caches may matter
 
 
@@ -26,7 +27,7 @@ class TurnOptions:
         seed: of the order within a round.
     """
 
-    seconds: float = 6.0
+    seconds: float = 5.0
     repetitions: int = 0
     pause: float = 0.0
     seed: int = 0
@@ -91,8 +92,9 @@ def time_in_turns(
     """
     single = {}
     for name, call in calls.items():
-        call()
         single[name] = _seconds(call)
+        if single[name] < _SLOW:  # the first call may have prepared something
+            single[name] = _seconds(call)
     in_turn = {name: max(1, min(_MOST_CALLS, round(_TURN_SECONDS / cost))) for name, cost in single.items()}
     costs = {name: options.pause + cost * (in_turn[name] + _warms(cost)) for name, cost in single.items()}
     order = plan_turns(costs, options)

@@ -20,7 +20,7 @@ def bench(
     threads: str = typer.Option("1,2", help="Threads of every program."),
     batch: str | None = typer.Option(None, help="Batch sizes. [default: 1,8,64,256; with --roofline: 1,64]"),
     images: int = typer.Option(0, min=0, help="Test images for the accuracy; 0: all."),
-    seconds: float = typer.Option(6.0, min=0, help="Time for each batch size on each number of threads, about."),
+    seconds: float = typer.Option(5.0, min=0, help="Time for each batch size on each number of threads, about."),
     repetitions: int = typer.Option(0, min=0, help="Turns of each program at most; 0: as many as fit in --seconds."),
     folder: Path | None = typer.Option(None, "-o", "--output", help="Folder for JSON and a plot."),
 ) -> None:
