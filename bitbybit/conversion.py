@@ -76,11 +76,13 @@ def fit_layers(
     positions: int = 24_000,
     seed: int = 0,
     compensate: bool = True,
+    quantise: bool = True,
     on_layer: OnLayer | None = None,
 ) -> None:
     """Fits every hash layer of a patched network, in the order in which data flows; see ``convert``.
 
     ``compensate`` gives a layer what the hashed layers before it answer; otherwise, what the float ones do.
+    ``quantise`` reads grids, centres and scales of norms off the data; otherwise they stay.
     """
     student.eval()
     names = _in_order(student, images[:2])
@@ -90,12 +92,40 @@ def fit_layers(
         error = math.nan
         if isinstance(layer, IntegerLayer):
             y = _value(teacher, name, images, of_input=False)
-            set_quantisation(layer, x)
+            if quantise:
+                set_quantisation(layer, x)
             error = fit_codes(layer, x, y, positions=positions, seed=seed + number)
         elif isinstance(layer.centre, Tensor):
             layer.centre.copy_(x.mean(dim=(0, 2, 3)) if x.dim() == 4 else x.flatten(0, -2).mean(0))
         if on_layer:
             on_layer(number + 1, len(names), name, error)
+
+
+@torch.no_grad()
+def release_codes(model: nn.Module) -> None:
+    """Gives every integer layer real-valued codes, so that a network can be trained with the inputs' signs alone.
+
+    The latent codes become signs of the size that the fitted bits have; ``binarise`` is the way back.
+    """
+    for layer in hash_layers(model).values():
+        if isinstance(layer, IntegerLayer):
+            layer.code_weight.copy_(torch.where(layer.code_weight >= 0, 1.0, -1.0))
+            layer.real_codes = True
+
+
+@torch.no_grad()
+def binarise(
+    model: nn.Module, images: Tensor, *, positions: int = 24_000, seed: int = 0, on_layer: OnLayer | None = None
+) -> None:
+    """Finds bits for real-valued codes, layer after layer, each fitted to the answers of the network as it was.
+
+    Projections, centres and grids stay as they were trained.
+    """
+    teacher = copy.deepcopy(model).eval()
+    for layer in hash_layers(model).values():
+        if isinstance(layer, IntegerLayer):
+            layer.real_codes = False
+    fit_layers(model, teacher, images, positions=positions, seed=seed, quantise=False, on_layer=on_layer)
 
 
 class _Reached(Exception):

@@ -52,6 +52,8 @@ class _IntegerHashLayer(nn.Module):
         input_signed: bool[]; whether inputs are -128..127 of these, or 0..255.
         norm_scale: float32[], of the norm of a quantised vector.
         noise: the disturbance that an analog array adds, or None.
+        real_codes: use the latent codes themselves instead of their signs, while training; such a layer cannot be
+            compiled until ``bitbybit.conversion.binarise`` has found its bits.
     """
 
     features: int
@@ -100,6 +102,7 @@ class _IntegerHashLayer(nn.Module):
         self.register_buffer("input_signed", torch.tensor(True))
         self.register_buffer("norm_scale", torch.tensor(1.0))
         self.noise: Disturbance | None = None
+        self.real_codes = False
 
     def kernels(self) -> Iterator[HashKernel]:
         """Every kernel, input tile by input tile."""
@@ -273,7 +276,8 @@ class _IntegerHashLayer(nn.Module):
             dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
             with torch.autocast(x.device.type, enabled=False):
                 features = self.sign_features(x, dtype)
-                weight = SignLatent.apply(self.code_weight) * self.scale.view(-1, 1, 1, 1)
+                signs = self.code_weight if self.real_codes else SignLatent.apply(self.code_weight)
+                weight = signs * self.scale.view(-1, 1, 1, 1)
                 return F.conv2d(features, weight.to(dtype), self.bias.to(dtype), stride=stride, dilation=dilation)
         with torch.autocast(x.device.type, enabled=False):
             acc = self._correlate(self.sign_features(x.float()))
@@ -281,7 +285,8 @@ class _IntegerHashLayer(nn.Module):
 
     def _correlate(self, features: Tensor) -> Tensor:
         stride, dilation = self._dot_geometry()
-        return F.conv2d(features, torch.where(self.code_weight >= 0, 1.0, -1.0), stride=stride, dilation=dilation)
+        weight = self.code_weight if self.real_codes else torch.where(self.code_weight >= 0, 1.0, -1.0)
+        return F.conv2d(features, weight, stride=stride, dilation=dilation)
 
     @torch.no_grad()
     def encode_integer(self, x: Tensor) -> tuple[Tensor, Tensor]:
