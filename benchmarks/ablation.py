@@ -61,7 +61,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no error compensation": ({}, {"compensate": False}),
     "no distillation": ({}, {"distill": 0.0}),
     "batch norm re-estimated": ({}, {"reestimate": True}),
-    "smaller learning rate": ({}, {"lr": 1e-3, "lr_codes": 1e-3, "lr_projection": 1e-3}),
+    "smaller learning rate": ({}, {"lr": 1e-3, "lr_codes": 1e-3, "lr_projection": 5e-3}),
     "tiles of 32": ({"input_tile_size": 32}, {}),
 }
 RUN: dict[str, Any] = {
@@ -69,8 +69,8 @@ RUN: dict[str, Any] = {
     "distill": 0.7,
     "reestimate": False,
     "lr": 3e-3,
-    "lr_codes": 3e-3,
-    "lr_projection": 1e-2,
+    "lr_codes": 1e-2,
+    "lr_projection": 2e-2,
 }
 
 
