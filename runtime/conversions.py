@@ -8,7 +8,7 @@ import numpy as np
 
 from runtime.kernels.native import native_call
 from runtime.kernels.quantise import ARGUMENTS, quantise
-from runtime.layout import AnyLayout, Layout, Quantised, Repeated, physical
+from runtime.layout import WORD_BYTES, AnyLayout, Interleaved, Layout, Quantised, Repeated, physical
 from runtime.model import Array, ValueSpec
 from runtime.work import Bind, Work, whole
 
@@ -70,7 +70,19 @@ def _copy(source: AnyLayout, target: AnyLayout) -> Callable[[Array, Array], None
     if isinstance(source, Repeated):
         step = source.count
         return lambda norms, out: np.copyto(out, norms[..., ::step])
+    if isinstance(target, Interleaved):
+        return lambda codes, out: np.copyto(*_pieces(out, codes, target))
+    if isinstance(source, Interleaved):
+        return lambda codes, out: np.copyto(*_pieces(codes, out, source)[::-1])
     return _COPIES[source, target]
+
+
+def _pieces(stored: Array, plain: Array, layout: Interleaved) -> tuple[Array, Array]:
+    """Views of the same pieces of codes: uint8[..., tiles / together, count, together, size]."""
+    together = WORD_BYTES // layout.size
+    axes = (*plain.shape[:-2], plain.shape[-2] // together)
+    pieces = plain.reshape(*axes, together, layout.count, layout.size)
+    return stored.reshape(*axes, layout.count, together, layout.size), pieces.swapaxes(-3, -2)
 
 
 def _plain_to_channels_last(source: Array, out: Array) -> None:

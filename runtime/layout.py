@@ -43,6 +43,18 @@ class Repeated:
 
 
 @dataclass(frozen=True)
+class Interleaved:
+    """Codes uint8[..., t, B] of which ``4 / size`` tiles lie together, in pieces of ``size`` bytes.
+
+    First come the first pieces of these tiles, then their second ones, up to ``count`` pieces of each:
+    four bytes of memory are one piece of every tile. The shape is that of the graph.
+    """
+
+    count: int
+    size: int
+
+
+@dataclass(frozen=True)
 class Quantised:
     """float32[n, c, h, w] stored as uint8[n, h, w, c].
 
@@ -54,7 +66,7 @@ class Quantised:
     high: int
 
 
-AnyLayout = Layout | Repeated | Quantised
+AnyLayout = Layout | Repeated | Interleaved | Quantised
 
 
 def physical(spec: ValueSpec, layout: AnyLayout) -> ValueSpec:

@@ -100,18 +100,17 @@ def is_plain(e: Epilogue) -> bool:
 
 @inlined
 def finish_plain(
-    e: Epilogue, halves: Any, a0: Any, a1: Any, a2: Any, a3: Any, position: int, i0: int, i1: int, i2: int, i3: int,
-    first: int,
+    e: Epilogue, halves: Any, a0: Any, a1: Any, a2: Any, a3: Any, position: int, i1: int, i2: int, i3: int, first: int,
 ) -> None:  # fmt: skip
     """``finish`` without anything that may be left out."""
     scale, bias = load16(float32_at(e.scale), first), load16(float32_at(e.bias), first)
-    y0, y1 = sub(to_float32(a0), splat16(halves[position + i0])), sub(to_float32(a1), splat16(halves[position + i1]))
+    y0, y1 = sub(to_float32(a0), splat16(halves[position])), sub(to_float32(a1), splat16(halves[position + i1]))
     y2, y3 = sub(to_float32(a2), splat16(halves[position + i2])), sub(to_float32(a3), splat16(halves[position + i3]))
     y0, y1, y2, y3 = mul(y0, scale), mul(y1, scale), mul(y2, scale), mul(y3, scale)
     y0, y1, y2, y3 = add(y0, bias), add(y1, bias), add(y2, bias), add(y3, bias)
     whole = saturate_bytes(round_words(y0), round_words(y1), round_words(y2), round_words(y3))
-    to0 = (position + i0) * e.outputs + first
-    if e.outputs == 16 and i3 - i0 == 3:
+    to0 = position * e.outputs + first
+    if e.outputs == 16 and i3 == 3:
         store(bytes_at(e.quantised), to0, whole)
     else:
         to1, to2 = (position + i1) * e.outputs + first, (position + i2) * e.outputs + first
@@ -123,8 +122,7 @@ def finish_plain(
 
 @inlined
 def finish(
-    e: Epilogue, halves: Any, a0: Any, a1: Any, a2: Any, a3: Any, position: int, i0: int, i1: int, i2: int, i3: int,
-    first: int,
+    e: Epilogue, halves: Any, a0: Any, a1: Any, a2: Any, a3: Any, position: int, i1: int, i2: int, i3: int, first: int,
 ) -> None:  # fmt: skip
     """Writes sixteen outputs of four positions.
 
@@ -132,15 +130,15 @@ def finish(
         e: how.
         halves: float32[positions], k / 2 times each position's sum of norms.
         a0, a1, a2, a3: sixteen int32 lanes, sums of norms times distances.
-        position: a position.
-        i0, i1, i2, i3: from it to those of the sums.
+        position: the first of them.
+        i1, i2, i3: from it to the others.
         first: output of lane 0.
     """
     outputs = e.outputs
     count = min(16, outputs - first)
-    to0, to1 = (position + i0) * outputs + first, (position + i1) * outputs + first
+    to0, to1 = position * outputs + first, (position + i1) * outputs + first
     to2, to3 = (position + i2) * outputs + first, (position + i3) * outputs + first
-    y0, y1 = sub(to_float32(a0), splat16(halves[position + i0])), sub(to_float32(a1), splat16(halves[position + i1]))
+    y0, y1 = sub(to_float32(a0), splat16(halves[position])), sub(to_float32(a1), splat16(halves[position + i1]))
     y2, y3 = sub(to_float32(a2), splat16(halves[position + i2])), sub(to_float32(a3), splat16(halves[position + i3]))
     if e.doubled:
         y0, y1, y2, y3 = add(y0, y0), add(y1, y1), add(y2, y2), add(y3, y3)

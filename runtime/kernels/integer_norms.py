@@ -17,6 +17,7 @@ from runtime.kernels.integers import (
     and_words,
     load_four,
     low_bytes,
+    low_shorts,
     multiply_words,
     neighbour_sums,
     square_root,
@@ -49,9 +50,9 @@ def write_norms(p: Any, windows: Any, step: int, first: int, last: int, slot: in
     lengths = int32_at(p.lengths + 4 * slot * p.lengths_row)
     tiles, repeat, size, chunk = p.tiles, p.repeat, p.tile_size, p.sixteens * 16
     units, unit = (last - first) * tiles, first * tiles
-    norms, words, sums = bytes_at(p.norms), int32_at(p.norms), int32_at(p.sums)
+    norms, shorts, words, sums = bytes_at(p.norms), int16_at(p.norms), int32_at(p.norms), int32_at(p.sums)
     scale, half, most = splat16(p.norm_scale), splat16(0.5), splat16(255.0)
-    kept = tiles not in (1, 2, 4) or repeat not in (1, 4)
+    kept = tiles not in (1, 2, 4) or repeat not in (1, 2, 4)
     back = step - tiles * size
     tile, at = 0, 0
     for i in range(0, units, 16):
@@ -68,6 +69,8 @@ def write_norms(p: Any, windows: Any, step: int, first: int, last: int, slot: in
         norm = truncate(minimum(add(mul(root, scale), half), most))
         if repeat == 4:
             _store(words, unit + i, multiply_words(norm, splat16(np.int32(0x01010101))), count, 16)
+        elif repeat == 2:
+            _store(shorts, unit + i, low_shorts(multiply_words(norm, splat16(np.int32(0x0101)))), count, 16)
         elif repeat == 1:
             _store(norms, unit + i, low_bytes(norm), count, 16)
         if tiles == 1:

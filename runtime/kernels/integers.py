@@ -34,12 +34,18 @@ _ROUNDING = 1.5 * 2.0**23
 ROUND_LIMIT = 2.0**22
 
 
-def target_multiplies_bytes() -> bool:
-    """Whether the processor that Numba compiles for has AVX-512 VNNI."""
+def _target_has(*needed: str) -> bool:
+    """Whether the processor that Numba compiles for has some features."""
     chosen: str | None = vars(config).get("CPU_FEATURES")  # NUMBA_CPU_FEATURES, where the user sets it
     if chosen is not None:
-        return {"+avx512f", "+avx512vnni"} <= set(chosen.split(","))
-    return bool(llvm.get_host_cpu_features().get("avx512vnni", False))
+        return {f"+{name}" for name in needed} <= set(chosen.split(","))
+    host = llvm.get_host_cpu_features()
+    return all(host.get(name, False) for name in needed)
+
+
+def target_multiplies_bytes() -> bool:
+    """Whether there is AVX-512 with packs (BW) and products of bytes (VNNI)."""
+    return _target_has("avx512f", "avx512bw", "avx512vnni")
 
 
 def _bytes(lanes: int) -> ir.VectorType:
@@ -64,6 +70,7 @@ to_float32 = _make_cast(types.float32, lambda builder, value, target: builder.si
 to_float64 = _make_cast(types.float64, lambda builder, value, target: builder.sitofp(value, target))
 truncate = _make_cast(types.int32, lambda builder, value, target: builder.fptosi(value, target))
 low_bytes = _make_cast(types.uint8, lambda builder, value, target: builder.trunc(value, target))
+low_shorts = _make_cast(types.int16, lambda builder, value, target: builder.trunc(value, target))
 widen_bytes = _make_cast(types.int16, lambda builder, value, target: builder.zext(value, target))
 
 
@@ -176,6 +183,34 @@ def dot_bytes(typingctx: Any, total: Any, unsigned: Any, signed: Any) -> Any:
         return emit(builder, *args)
 
     return vector(total, unsigned, signed), codegen
+
+
+def _dot_saturating(builder: Any, total: Any, unsigned: Any, counts: Any) -> Any:
+    """AVX2: products of bytes, added in pairs to 16 bits that saturate, then in pairs to 32."""
+    parts = []
+    half = _REGISTER // 2
+    narrow, wide = ir.VectorType(ir.IntType(16), 2 * half), ir.VectorType(_WORD, half)
+    ones = ir.Constant(narrow, [1] * narrow.count)
+    for first in range(0, total.type.count, half):
+        u, c = (builder.bitcast(_slice(builder, vector, first, half), _bytes(half)) for vector in (unsigned, counts))
+        pairs = _call(builder, "llvm.x86.avx2.pmadd.ub.sw", narrow, [u, c])
+        sums = _call(builder, "llvm.x86.avx2.pmadd.wd", wide, [pairs, ones])
+        parts.append(builder.add(_slice(builder, total, first, half), sums))
+    return _join(builder, parts)
+
+
+@intrinsic
+def dot_counts(typingctx: Any, total: Any, unsigned: Any, counts: Any) -> Any:
+    """``dot_bytes`` for counts of 0..64, of which two products fit 16 bits."""
+    vector = _lanes_of(total, unsigned, counts)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if target_multiplies_bytes():
+            return _dot_instruction(builder, *args)
+        emit = _dot_saturating if _target_has("avx2") else _dot_everywhere
+        return emit(builder, *args)
+
+    return vector(total, unsigned, counts), codegen
 
 
 @intrinsic

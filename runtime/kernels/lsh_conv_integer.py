@@ -9,7 +9,7 @@ A term is four bytes of code, or ``group`` times four that share a norm. Its byt
 where taps lie side by side, a run goes on from tile to tile and from tap to tap, so a code of 8 or 16
 bits fills its share of a term and no more. Where a run ends within four bytes, a mask stops it.
 
-Up to ``acc`` everything is a whole number below 2^24, exact in any order. Eight positions share each
+Up to ``acc`` everything is a whole number below 2^24, exact in any order. Four positions share each
 load of weights.
 """
 
@@ -26,7 +26,7 @@ from runtime.kernels.integers import (
     add_bytes,
     and_words,
     broadcast16,
-    dot_bytes,
+    dot_counts,
     popcount_bytes,
     to_float32,
     zeros16,
@@ -35,7 +35,7 @@ from runtime.kernels.memory import bytes_at, float32_at, int32_at, intp_at, make
 from runtime.kernels.native import native
 from runtime.kernels.vectors import add_words, load16, mul, splat16, store_first, xor
 
-GROUPS = (8, 4, 2, 1)  # fours of bytes in a term; more than 8 would overflow a byte's count
+MOST_FOURS = 8  # of bytes in a term: their counts of 8 bits each stay within 64, see ``dot_counts``
 
 # Fields of the record; the first ones are addresses.
 ARGUMENTS = np.dtype(
@@ -121,34 +121,25 @@ def _convolve(p: Any, begin: int, end: int, group: int) -> None:
     while position < end:
         # Beyond the image or the end, the last position is computed again: the same bits to the same place.
         last = min(area - rest, end - position) - 1
-        i1, i2, i3, i4 = min(1, last), min(2, last), min(3, last), min(4, last)
-        i5, i6, i7 = min(5, last), min(6, last), min(7, last)
+        i1, i2, i3 = min(1, last), min(2, last), min(3, last)
         u0, u1 = base + starts[rest], base + starts[rest + i1]
         u2, u3 = base + starts[rest + i2], base + starts[rest + i3]
-        u4, u5 = base + starts[rest + i4], base + starts[rest + i5]
-        u6, u7 = base + starts[rest + i6], base + starts[rest + i7]
         weight = 0
         for first in range(0, outputs, 16):
             a0 = zeros16()
-            a1, a2, a3, a4, a5, a6, a7 = a0, a0, a0, a0, a0, a0, a0
+            a1, a2, a3 = a0, a0, a0
             for q in range(terms):
                 at, mask = offsets[q], masks[q]
                 a0 = _add_term(a0, codes, norms, u0 + at, weights, weight, mask, group)
                 a1 = _add_term(a1, codes, norms, u1 + at, weights, weight, mask, group)
                 a2 = _add_term(a2, codes, norms, u2 + at, weights, weight, mask, group)
                 a3 = _add_term(a3, codes, norms, u3 + at, weights, weight, mask, group)
-                a4 = _add_term(a4, codes, norms, u4 + at, weights, weight, mask, group)
-                a5 = _add_term(a5, codes, norms, u5 + at, weights, weight, mask, group)
-                a6 = _add_term(a6, codes, norms, u6 + at, weights, weight, mask, group)
-                a7 = _add_term(a7, codes, norms, u7 + at, weights, weight, mask, group)
                 weight += 16 * group
             if plain:
-                finish_plain(e, halves, a0, a1, a2, a3, position, 0, i1, i2, i3, first)
-                finish_plain(e, halves, a4, a5, a6, a7, position, i4, i5, i6, i7, first)
+                finish_plain(e, halves, a0, a1, a2, a3, position, i1, i2, i3, first)
             else:
-                finish(e, halves, a0, a1, a2, a3, position, 0, i1, i2, i3, first)
-                finish(e, halves, a4, a5, a6, a7, position, i4, i5, i6, i7, first)
-        step = min(8, last + 1)
+                finish(e, halves, a0, a1, a2, a3, position, i1, i2, i3, first)
+        step = min(4, last + 1)
         position += step
         rest += step
         if rest == area:
@@ -167,4 +158,4 @@ def _add_term(total: Any, codes: Any, norms: Any, unit: int, weights: Any, weigh
     for i in range(1, group):
         more = xor(broadcast16(codes, at + 4 * i), load16(weights, weight + 16 * i))
         count = add_bytes(count, popcount_bytes(more))
-    return dot_bytes(total, broadcast16(norms, unit), count)
+    return dot_counts(total, broadcast16(norms, unit), count)

@@ -75,6 +75,7 @@ ARGUMENTS = np.dtype(
         ("sixteens", np.intp),  # alike
         ("lanes", np.intp),  # k, rounded up to a multiple of the block
         ("code", np.intp),  # B
+        ("pieces", np.intp),  # pieces of ``repeat`` bytes in which codes lie apart, see ``Interleaved``; else 1
         ("repeat", np.intp),  # bytes of a norm
         ("scratch_row", np.intp),  # bytes of one slot
         ("lengths_row", np.intp),  # numbers of one slot
@@ -184,9 +185,11 @@ def _hash(p: Any, source: int, step: int, first: int, last: int, slot: int, bloc
     write_norms(p, windows, step, first, last, slot, fours)
     row = 0
     width = 16 * len(block)
+    together = 4 // p.repeat if p.pieces > 1 else 1
     for tile in range(p.tiles):
+        unit = (first * p.tiles + tile // together * together) * p.code + tile % together * p.repeat
         for bit in range(0, p.lanes, width):
-            to = (first * p.tiles + tile) * p.code + bit // 8
+            to = unit + (bit // 8 if p.pieces == 1 else bit // 8 // p.repeat * 4)
             size = min(width // 8, p.code - bit // 8)
             at = tile * p.tile_size
             start = tile * p.lanes + bit
@@ -208,13 +211,13 @@ def _project_kept(
     The number of loads of the projection is known when compiling, so LLVM keeps them in registers.
     """
     projection, starts, codes = int32_at(p.projection), int32_at(p.start), bytes_at(p.codes)
-    width, stride = 16 * len(block), p.tiles * p.code
+    width, stride, pieces, repeat = 16 * len(block), p.tiles * p.code, p.pieces, p.repeat
     for _ in range(count):
         a = load_constant(starts, start, block)
         for j in range(fours):
             weights = load_constant(projection, row + j * width, block)
             a = dot_bytes(a, broadcast(windows, at + 4 * j, block), weights)
-        _store_code(codes, to, negative_bits(a), size, 2 * len(block))
+        _store_code(codes, to, negative_bits(a), size, 2 * len(block), pieces, repeat)
         at += step
         to += stride
 
@@ -225,7 +228,7 @@ def _project(
 ) -> None:
     """Writes ``size`` bytes of the codes of one tile of windows, four at a time."""
     projection, starts, codes = int32_at(p.projection), int32_at(p.start), bytes_at(p.codes)
-    width, stride = 16 * len(block), p.tiles * p.code
+    width, stride, pieces, repeat = 16 * len(block), p.tiles * p.code, p.pieces, p.repeat
     whole = 2 * len(block)
     for i in range(0, count, 4):
         # Beyond the end, the last window is projected again: the same bits to the same place.
@@ -239,23 +242,35 @@ def _project(
             a1 = dot_bytes(a1, broadcast(windows, w1 + 4 * j, block), weights)
             a2 = dot_bytes(a2, broadcast(windows, w2 + 4 * j, block), weights)
             a3 = dot_bytes(a3, broadcast(windows, w3 + 4 * j, block), weights)
-        _store_code(codes, to + i * stride, negative_bits(a0), size, whole)
-        _store_code(codes, to + i1 * stride, negative_bits(a1), size, whole)
-        _store_code(codes, to + i2 * stride, negative_bits(a2), size, whole)
-        _store_code(codes, to + i3 * stride, negative_bits(a3), size, whole)
+        _store_code(codes, to + i * stride, negative_bits(a0), size, whole, pieces, repeat)
+        _store_code(codes, to + i1 * stride, negative_bits(a1), size, whole, pieces, repeat)
+        _store_code(codes, to + i2 * stride, negative_bits(a2), size, whole, pieces, repeat)
+        _store_code(codes, to + i3 * stride, negative_bits(a3), size, whole, pieces, repeat)
 
 
 @inlined
-def _store_code(codes: Any, to: int, bits: Any, size: int, whole: int) -> None:
+def _store_code(codes: Any, to: int, bits: Any, size: int, whole: int, pieces: int, repeat: int) -> None:
     """Writes the ``size`` bytes of a code that exist, of ``whole`` ones."""
-    if size == whole:
+    if pieces > 1:
+        if size == 4 and repeat == 2:
+            store_bits(codes, to, np.uint16(np.uint32(bits) & np.uint32(0xFFFF)))
+            store_bits(codes, to + 4, np.uint16(np.uint32(bits) >> np.uint32(16)))
+        else:
+            _store_pieces(codes, to, np.uint64(bits), size // repeat, repeat, 4)
+    elif size == whole:
         store_bits(codes, to, bits)
     else:
-        _store_part(codes, to, np.uint64(bits), size)
+        _store_pieces(codes, to, np.uint64(bits), size, 1, 1)
 
 
 @helper
-def _store_part(codes: Any, to: int, bits: Any, size: int) -> None:
-    for i in range(size):
-        codes[to + i] = np.uint8(bits & np.uint64(255))
-        bits = bits >> np.uint64(8)
+def _store_pieces(codes: Any, to: int, bits: Any, count: int, size: int, step: int) -> None:
+    """Writes pieces of one or two bytes, one every ``step`` bytes."""
+    if size == 2:
+        for i in range(count):
+            store_bits(codes, to + i * step, np.uint16(bits & np.uint64(0xFFFF)))
+            bits = bits >> np.uint64(16)
+    else:
+        for i in range(count):
+            codes[to + i * step] = np.uint8(bits & np.uint64(0xFF))
+            bits = bits >> np.uint64(8)

@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 
 from runtime import opset
+from runtime.bitpack import code_bytes
 from runtime.builder import PlanBuilder, Work
 from runtime.kernels import lsh_conv_integer as conv_kernel
 from runtime.kernels import lsh_encode_integer as encode_kernel
 from runtime.kernels.native import NativeCall, native_call
 from runtime.kernels.windows import Window
-from runtime.layout import Layout, Quantised
+from runtime.layout import Interleaved, Layout, Quantised
 from runtime.model import Array, Node
 from runtime.operators.lsh import window_of
 from runtime.operators.packing_integer import (
     PackedIntegerProjection,
     find_terms,
-    group_of,
-    norm_layout,
+    grouping_of,
     pack_epilogue,
     pack_integer_codes,
     pack_integer_projection,
@@ -45,11 +45,12 @@ def emit_encode(node: Node, builder: PlanBuilder) -> None:
         node.outputs[0], lambda: pack_integer_projection(projection, centre, -layout.low, tile_size)
     )
     x = builder.read(node.inputs[0], layout)
-    codes = builder.write(node.outputs[0], Layout.PLAIN)
-    norms = builder.write(node.outputs[1], norm_layout(codes.spec.shape[-1]))
+    tiles, code = builder.spec(node.outputs[0]).shape[3:]
+    grouping = grouping_of(code, tiles)
+    codes = builder.write(node.outputs[0], grouping.codes)
+    norms = builder.write(node.outputs[1], grouping.norms)
     sums = builder.write(node.outputs[1], Layout.PIXEL_SUMS)
     window = window_of(node, x.spec.shape, codes.spec.shape)
-    tiles = codes.spec.shape[3]
     scratch = builder.scratch((builder.slots, _scratch_row(window)), np.uint8)
     lengths = builder.scratch((builder.slots, _lengths_row(window, tiles)), np.int32)
     cost = _NS_PER_POSITION + projection.size * _NS_PER_PROJECTION
@@ -80,7 +81,8 @@ def _encode_values(
 ) -> dict[str, Any]:
     """Fields of the encoder's record but for its arrays in the arena."""
     k, features = projection
-    code = -(-k // 8)
+    code = code_bytes(k)
+    grouping = grouping_of(code, packed.start.shape[0])
     return {
         **window._asdict(),
         "zeros": np.full(window.c + encode_kernel.SLACK, zero, np.uint8),
@@ -100,7 +102,8 @@ def _encode_values(
         "sixteens": packed.centre.shape[1] // 16,
         "lanes": packed.start.shape[1],
         "code": code,
-        "repeat": code // group_of(code),
+        "pieces": grouping.group if isinstance(grouping.codes, Interleaved) else 1,
+        "repeat": grouping.repeat,
         "scratch_row": _scratch_row(window),
         "lengths_row": _lengths_row(window, packed.start.shape[0]),
         "norm_scale": float(np.float32(node.attributes["norm_scale"])),
@@ -142,10 +145,10 @@ def emit_conv(node: Node, builder: PlanBuilder) -> None:
     weight_codes, scale, bias = (builder.initializer(name) for name in node.inputs[2:5])
     k, dilations, strides = node.attributes["hash_length"], node.attributes["dilations"], node.attributes["strides"]
     packed = builder.once(node.outputs[0], lambda: pack_integer_codes(weight_codes, scale, bias, k, dilations[1]))
-    code = weight_codes.shape[-1]
+    grouping = grouping_of(weight_codes.shape[4], weight_codes.shape[3])
     inputs = [
-        builder.read(node.inputs[0], Layout.PLAIN),
-        builder.read(node.inputs[1], norm_layout(code)),
+        builder.read(node.inputs[0], grouping.codes),
+        builder.read(node.inputs[1], grouping.norms),
         builder.read(node.inputs[1], Layout.PIXEL_SUMS),
     ]
     if node.op_type == opset.LSH_CONV_ADD_INTEGER:
@@ -155,7 +158,7 @@ def emit_conv(node: Node, builder: PlanBuilder) -> None:
     halves = builder.scratch((n * oh * ow,), np.float32)
     written, outputs = _outputs(node.outputs[0], builder)
     offsets, masks, taps = find_terms(weight_codes.shape[1:], dilations, w)
-    pixel = tiles * (code // group_of(code))
+    pixel = tiles * grouping.repeat
     starts = (np.arange(oh)[:, None] * (strides[0] * w) + np.arange(ow) * strides[1]).astype(np.intp) * pixel
     constants = {
         "weights": packed.weights, "offsets": offsets, "masks": masks, "taps": taps, "starts": starts,
@@ -172,9 +175,9 @@ def emit_conv(node: Node, builder: PlanBuilder) -> None:
         values |= {"residual": arrays[3] if len(arrays) == 4 else 0, "out": 0, "quantised": 0, "halves": outs[-1]}
         for layout, array in zip(written, outs, strict=False):
             values["quantised" if isinstance(layout, Quantised) else "out"] = array
-        address = conv_kernel.lsh_conv_integer(group_of(code))
+        address = conv_kernel.lsh_conv_integer(grouping.group)
         call = native_call(address, conv_kernel.ARGUMENTS, values)
-        return Work(call, n * oh * ow, o * offsets.size * group_of(code) * _NS_PER_DISTANCE)
+        return Work(call, n * oh * ow, o * offsets.size * grouping.group * _NS_PER_DISTANCE)
 
     builder.add(node, inputs, [*outputs, halves], bind)
 

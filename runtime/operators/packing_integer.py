@@ -8,25 +8,57 @@ from typing import Any
 
 import numpy as np
 
+from runtime.conversions import from_plain
 from runtime.kernels.integers import ROUND_LIMIT, sign_order
-from runtime.kernels.lsh_conv_integer import GROUPS
+from runtime.kernels.lsh_conv_integer import MOST_FOURS
 from runtime.kernels.lsh_encode_integer import block_of
-from runtime.layout import AnyLayout, Layout, Quantised, Repeated
+from runtime.layout import AnyLayout, Interleaved, Layout, Quantised, Repeated
 from runtime.model import Array
 from runtime.operators.packing import LANES, order_features, pad_lanes, round_up
 
 FOUR = 4  # bytes of a 32-bit lane
 
 
-def group_of(code: int) -> int:
-    """Fours of bytes that share a norm in codes of ``code`` bytes."""
-    return next((group for group in GROUPS if code % (FOUR * group) == 0), 1)
+@dataclass(frozen=True)
+class Grouping:
+    """How the bytes of codes meet those of norms in a kernel's terms.
+
+    A term is ``group`` fours of code bytes that share one four of norm bytes, and a norm is repeated
+    ``repeat`` times. Where that is less than four, tiles that lie side by side share a term.
+
+    Attributes:
+        group: fours of code bytes in a term.
+        repeat: bytes of one norm; ``group * repeat`` bytes are a code.
+    """
+
+    group: int
+    repeat: int
+
+    @property
+    def codes(self) -> AnyLayout:
+        """How the codes lie."""
+        apart = self.group > 1 and self.repeat < FOUR
+        return Interleaved(self.group, self.repeat) if apart else Layout.PLAIN
+
+    @property
+    def norms(self) -> AnyLayout:
+        """How the norms lie."""
+        return Repeated(self.repeat) if self.repeat > 1 else Layout.PLAIN
 
 
-def norm_layout(code: int) -> AnyLayout:
-    """How the norms lie that belong to codes of ``code`` bytes: a byte of norm for ``group`` bytes of code."""
-    repeat = code // group_of(code)
-    return Layout.PLAIN if repeat == 1 else Repeated(repeat)
+def grouping_of(code: int, tiles: int) -> Grouping:
+    """The cheapest grouping of codes of ``code`` bytes, ``tiles`` of them for a pixel.
+
+    A term takes ``group`` popcounts and one product, on half of a processor's vector units, and
+    ``group`` each of XORs and popcounts and as many additions and products, on all of them.
+    """
+    found = []
+    for group in range(1, MOST_FOURS + 1):
+        repeat, rest = divmod(code, group)
+        whole = group == 1 or repeat % FOUR == 0 or (repeat in (1, 2) and tiles % (FOUR // repeat) == 0)
+        if rest == 0 and whole:
+            found.append((max(group + 1, 1.5 * group) * repeat, abs(repeat - FOUR), Grouping(group, repeat)))
+    return min(found, key=lambda entry: entry[:2])[2]
 
 
 @dataclass(frozen=True)
@@ -127,10 +159,11 @@ def pack_integer_codes(
         The packed codes, with the terms of ``find_terms``.
     """
     o, kh, kw, tiles, code = weight_codes.shape
-    runs, group = _runs(weight_codes.shape[1:], dilation), group_of(code)
+    grouping = grouping_of(code, tiles)
+    runs, group = _runs(weight_codes.shape[1:], dilation), grouping.group
     size = round_up(weight_codes[0].size // runs, FOUR * group)
     padded = np.zeros((round_up(o, LANES), runs, size), np.uint8)
-    padded[:o, :, : weight_codes[0].size // runs] = weight_codes.reshape(o, runs, -1)
+    padded[:o, :, : weight_codes[0].size // runs] = from_plain(weight_codes, grouping.codes).reshape(o, runs, -1)
     lanes = padded.view(np.int32).reshape(-1, LANES, runs * size // (FOUR * group), group)
     weights = np.ascontiguousarray(lanes.transpose(0, 2, 3, 1)).reshape(-1)
     return PackedIntegerCodes(weights, scale, bias, float(255 * hash_length * kh * kw * tiles))
@@ -202,7 +235,7 @@ def find_terms(shape: Sequence[int], dilations: Sequence[int], row: int) -> tupl
         taps: intp[kh * kw], pixels from the position's first to a tap's.
     """
     kh, kw, tiles, code = shape
-    (dy, dx), group = dilations, group_of(code)
+    (dy, dx), group = dilations, grouping_of(code, tiles).group
     taps = (np.arange(kh)[:, None] * dy * row + np.arange(kw) * dx).reshape(-1).astype(np.intp)
     runs = _runs(shape, dx)
     size = kh * kw * tiles * code // runs
