@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,10 @@ class TracedLayer:
         integer: whether the layer is in integer arithmetic; the rest is for such layers alone.
         norms: the artifact's name of the norms.
         input: the artifact's name of what is hashed; empty where it is the network's input.
-        exact_input: whether no rounding that depends on a program's order of sums comes before it.
-        exact_output: whether nothing but a value of that kind is added to the layer's output.
+        exact_input: whether the input holds no rounding that depends on a program's order of sums, given equal codes
+            in the layers before.
+        exact_output: whether what is added to the layer's output, if anything, is the network's input or a compared
+            layer's output.
     """
 
     name: str
@@ -49,28 +52,38 @@ def traced_layers(entries: list[dict[str, Any]], nodes: Iterable[Node] = ()) -> 
         nodes: the artifact's; needed to find the inputs of integer layers.
     """
     by_name = {node.name: node for node in nodes if node.domain == opset.DOMAIN}
-    outputs = {entry["output"] for entry in entries}
+    outputs = {NETWORK_INPUT, *(entry["output"] for entry in entries)}
+    exact = {NETWORK_INPUT}
     layers = []
     for entry in entries:
         name, parts = entry["name"], entry["parts"]
         codes = (f"{name}/codes",) if parts == 1 else tuple(f"{name}/{j}/codes" for j in range(parts))
         place = {"name": name, "node": entry["node"], "source": entry["source"], "output": entry["output"]}
-        integer = _integer_fields(name, by_name, outputs) if entry.get("arithmetic") == "integer" else {}
+        nodes_found = by_name.get(f"{name}/encode"), by_name.get(f"{name}/dot")
+        integer = _integer_fields(name, *nodes_found, outputs, exact) if entry.get("arithmetic") == "integer" else {}
         layers.append(TracedLayer(**place, codes=codes, **integer))
+        if not integer or _residual(nodes_found[1]) in exact | {""}:
+            exact.add(entry["output"])
     return layers
 
 
-def _integer_fields(name: str, by_name: Mapping[str, Node], outputs: set[str]) -> dict[str, Any]:
+def _integer_fields(
+    name: str, encode: Node | None, dot: Node | None, outputs: AbstractSet[str], exact: AbstractSet[str]
+) -> dict[str, Any]:
     fields: dict[str, Any] = {"integer": True, "norms": f"{name}/norms"}
-    encode, dot = by_name.get(f"{name}/encode"), by_name.get(f"{name}/dot")
     if encode is None or dot is None:
         return fields
-    residual = dot.inputs[5] if dot.op_type == opset.LSH_CONV_ADD_INTEGER else ""
+    source = encode.inputs[0]
     return fields | {
-        "input": "" if encode.inputs[0] == NETWORK_INPUT else encode.inputs[0],
-        "exact_input": encode.inputs[0] in outputs | {NETWORK_INPUT},
-        "exact_output": residual in outputs | {"", NETWORK_INPUT},
+        "input": "" if source == NETWORK_INPUT else source,
+        "exact_input": source in exact,
+        "exact_output": _residual(dot) in outputs | {""},
     }
+
+
+def _residual(dot: Node | None) -> str:
+    """What a convolution adds, or an empty string."""
+    return dot.inputs[-1] if dot is not None and dot.op_type == opset.LSH_CONV_ADD_INTEGER else ""
 
 
 def value_names(layers: list[TracedLayer]) -> list[str]:
