@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from bitbybit.conversion import IntegerLayer, _in_order, _value, fit_codes, set_quantisation
 from bitbybit.errors import ConfigError
 from bitbybit.patching import COMMON, HashConfig, patch_model, plan_patch
-from bitbybit.spec import INTEGER
+from bitbybit.spec import INTEGER, HashSpec
 from bitbybit.utils.score import Operations, count_operations
 
 OnFit = Callable[[int, int, str, int, float], None]  # number, of how many, layer, bits, cost
@@ -102,7 +102,7 @@ def measure_sensitivity(
             x = _value(teacher, name, images, of_input=True)
             y = _value(teacher, name, images, of_input=False)
         lost, cost = {}, {}
-        for bits in lengths:
+        for bits in possible_lengths(teacher.get_submodule(name), specs[name], lengths, name):
             layer, errors = _fit(
                 teacher.get_submodule(name), replace(specs[name], hash_length=bits), x, y, positions, seed
             )
@@ -111,7 +111,25 @@ def measure_sensitivity(
             if on_fit:
                 on_fit(len(found) * len(lengths) + len(cost), total, name, bits, cost[bits])
         counts = count_operations(layer)
-        found.append(LayerSensitivity(name, counts.hdops // lengths[-1], counts.flops, lost, cost))
+        found.append(LayerSensitivity(name, counts.hdops // max(lost), counts.flops, lost, cost))
+    return found
+
+
+def possible_lengths(module: nn.Module, spec: HashSpec, hash_lengths: Sequence[int], name: str) -> list[int]:
+    """The lengths at which a layer's sums stay exact.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found: list[int] = []
+    for bits in hash_lengths:
+        try:
+            patch_model(nn.Sequential(copy.deepcopy(module)), {COMMON: dict(vars(replace(spec, hash_length=bits)))})
+        except ConfigError as e:
+            if not found and bits == max(hash_lengths):
+                raise ConfigError(f"layer {name!r}: {e}") from e
+            continue
+        found.append(bits)
     return found
 
 

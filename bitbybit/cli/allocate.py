@@ -48,7 +48,7 @@ def allocate(
     if result.suffix != ".json":
         raise ConfigError(f"{result}: expected a name ending in .json, got {result.name!r}; rename it")
     offered = _lengths(lengths)
-    common = hashing.common_settings(kernel, max(offered), tiling, tile, 0, True, True, "integer")
+    common = hashing.common_settings(kernel, min(offered), tiling, tile, 0, True, True, "integer")
     config = hashing.checked_config(model, None, common)
     network = get_backbone(model, weights=weights or None)
     sample = training_sample(TrainOptions(model=model, data_dir=data_dir, calibration=images, seed=seed))
@@ -60,7 +60,7 @@ def allocate(
 
         layers = measure_sensitivity(network, config, sample, offered, positions=positions, seed=seed, on_fit=on_fit)
     flops = sum(layer.flops for layer in layers)
-    allocation = spend(layers, budget * flops, least=flops if budget >= 1 else 0)
+    allocation = spend(layers, budget * flops)
     write_json(result, allocated_config(network, config, allocation))
     details = result.with_suffix(".sensitivity.json")
     write_json(details, {
@@ -81,6 +81,13 @@ def allocate(
         soft_wrap=True,
         markup=False,
     )
+    if budget >= 1 and allocation.operations.hdops < flops:
+        output.print(
+            f"note: the longest codes offered take {allocation.operations.hdops} of {flops} operations, fewer than the "
+            "score accepts; pass longer --lengths",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def _lengths(text: str) -> list[int]:
