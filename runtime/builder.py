@@ -117,6 +117,13 @@ class PlanBuilder:
         self._stored.setdefault(name, {})[layout] = operand
         return operand
 
+    def alias_all(self, name: str, source: str) -> None:
+        """Stores a value as another of the same shape, in every layout that it has."""
+        if source not in self._stored:  # a constant that nobody has read
+            self.read(source, Layout.PLAIN)
+        for layout, operand in list(self._stored[source].items()):
+            self.alias(name, layout, operand)
+
     def _source(self, name: str, layout: AnyLayout) -> AnyLayout:
         """The layout to convert from, made where a value must go by way of ``PLAIN``."""
         stored = self._stored[name]

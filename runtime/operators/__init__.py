@@ -31,7 +31,7 @@ NATIVE_OPERATORS: dict[str, Callable[[Node, PlanBuilder], bool]] = {
     "GlobalMaxPool": reduction.emit_global_max_pool,
     "HardSigmoid": elementwise.unary(elementwise.hard_sigmoid),
     "HardSwish": elementwise.unary(elementwise.hard_swish),
-    "Identity": elementwise.unary(elementwise.identity),
+    "Identity": movement.emit_identity,
     "LeakyRelu": elementwise.unary(elementwise.leaky_relu),
     "LogSoftmax": reduction.emit_softmax,
     "MatMul": linear.emit_matmul,

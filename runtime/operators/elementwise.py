@@ -135,11 +135,6 @@ def tanh(node: Node) -> Function:
     return lambda inputs, out: np.tanh(inputs[0], out=out)
 
 
-def identity(node: Node) -> Function:
-    """``x``."""
-    return lambda inputs, out: np.copyto(out, inputs[0])
-
-
 def sigmoid(node: Node) -> Function:
     """``1 / (1 + exp(-x))``, by way of tanh, which does not overflow."""
 

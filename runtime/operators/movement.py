@@ -68,6 +68,12 @@ def emit_reshape(node: Node, builder: PlanBuilder) -> bool:
     return True
 
 
+def emit_identity(node: Node, builder: PlanBuilder) -> bool:
+    """``Identity``."""
+    builder.alias_all(node.outputs[0], node.inputs[0])
+    return True
+
+
 def emit_transpose(node: Node, builder: PlanBuilder) -> bool:
     """``Transpose``."""
     rank = len(builder.spec(node.inputs[0]).shape)

@@ -133,7 +133,10 @@ def test_codes_and_norms_may_come_from_any_node(rng: np.random.Generator) -> Non
     for hash_length in (8, 16, 32, 64):
         layer = layers_for(rng, 1, hash_length=hash_length, channels=16, tile_size=4)[0]
         encode, dot = layer.nodes("0", "input")
-        copies = [helper.make_node("Identity", [f"0/{name}"], [f"copy/{name}"]) for name in ("codes", "norms")]
+        copies = [
+            helper.make_node("Transpose", [f"0/{name}"], [f"copy/{name}"], perm=list(range(rank)))
+            for name, rank in (("codes", 5), ("norms", 4))
+        ]
         dot.input[0], dot.input[1] = "copy/codes", "copy/norms"
         x = images_for(rng, 2)
         (y,) = session_of([layer], [encode, *copies, dot], ["0/output"]).run(None, {"input": x})
