@@ -9,7 +9,7 @@ several repeats, in ms or us for one image.
 The bound of a layer's ``LshConvInteger`` is the time that its popcounts and byte products take at the
 rate that ``--giga-ops`` gives (10^9 instructions of 512 bits a second, 3.67 on a Zen 4 core at
 3.67 GHz, where both kinds share two pipes of 256 bits): for every position, sixteen outputs and tap,
-a popcount for four bytes of code and a product for each norm that they share.
+a popcount for four bytes of code and a product for those that share their norms.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from onnx import NodeProto, helper, numpy_helper
 from runtime_kernels import Initializers, artifact, least_ms
 
 from runtime import InferenceSession, SessionOptions, opset
-from runtime.bitpack import code_bytes, pack
+from runtime.bitpack import pack
+from runtime.operators.packing_integer import grouping_of
 from runtime.reference_integer import lsh_conv_integer, lsh_encode_integer
 
 _STAGES = ((16, 1), (32, 2), (64, 2))
@@ -169,9 +170,9 @@ def bounds_us(data: bytes, giga_ops: float) -> dict[str, float]:
         attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         outputs, kh, kw, tiles, code = arrays[node.input[2]].shape
         extent = 1 if kh == 1 else extent // attributes["strides"][0]
-        popcounts = code / 4
-        products = min(popcounts, 1) if code_bytes(attributes["hash_length"]) >= 4 else popcounts
-        instructions = extent**2 * -(-outputs // 16) * kh * kw * tiles * (popcounts + products)
+        grouping = grouping_of(code, tiles)
+        terms = kh * kw * tiles * grouping.repeat / 4
+        instructions = extent**2 * -(-outputs // 16) * terms * (grouping.group + 1)
         found[node.name] = instructions / giga_ops / 1e3
     return found
 
@@ -199,8 +200,8 @@ def main() -> None:
             ms = least_ms(lambda timed=timed, feed=feed: timed.run(None, feed), options.seconds)  # type: ignore[misc]
             print(f"threads {threads}  batch {batch:3d}  {ms / batch:.3f} ms/image")
     profiled = InferenceSession(data, SessionOptions(num_threads=1, enable_profiling=True))
-    for _ in range(50):
-        profiled.run(None, {"input": images[:16]})
+    for _ in range(300):
+        profiled.run(None, {"input": images[:4]})
     best: dict[str, float] = {}
     for step in profiled.profile():
         name = step.name if step.op != "convert" else f"{step.name} (convert)"
