@@ -66,19 +66,19 @@ def _train(folder: Path, float_epochs: int, hashed_epochs: int, seed: int) -> tu
         warmup=0.2,
         holdout=140,
         seed=seed,
+        precision="float32",
     )
     float_run = train_with_progress(float_options, folder / "float")
     output.rule("2. every layer hashed, fine-tuned")
     hashed_options = TrainOptions(
         model=MODEL,
         weights=str(folder / "float" / "model.pth"),
-        hash_config=resnet20_pixel_patch_config,
+        hash_config={name: layer | {"arithmetic": "float"} for name, layer in resnet20_pixel_patch_config.items()},
         epochs=hashed_epochs,
         batch_size=64,
-        lr=3e-3,
-        lr_codes=1e-2,
-        lr_projection=2e-2,
-        distill=0.8,
+        lr=1e-3,
+        lr_projection=5e-4,
+        distill=0.5,
         holdout=140,
         seed=seed,
     )
