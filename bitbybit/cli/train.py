@@ -161,7 +161,8 @@ def card_of(summary: dict[str, Any]) -> dict[str, Any]:
     """The part of a run's summary that travels with its checkpoint."""
     keys = ("model", "dataset", "epoch", "val_accuracy", "test_accuracy", "float_test_accuracy", "options")
     card = {key: summary[key] for key in keys if key in summary}
-    card["options"] = {k: v for k, v in summary["options"].items() if k not in ("data_dir", "hash_config", "weights", "start")}
+    local = ("data_dir", "hash_config", "weights", "start")
+    card["options"] = {k: v for k, v in summary["options"].items() if k not in local}
     return card
 
 
