@@ -16,16 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from runtime.kernels.compiling import inlined
-from runtime.kernels.integers import (
-    quarter0,
-    quarter1,
-    quarter2,
-    quarter3,
-    round_words,
-    saturate_bytes,
-    to_float32,
-)
+from runtime.kernels.integers import to_float32
 from runtime.kernels.memory import bytes_at, float32_at
+from runtime.kernels.narrowing import quarter0, quarter1, quarter2, quarter3, round_words, saturate_bytes
 from runtime.kernels.vectors import (
     add,
     add_words,

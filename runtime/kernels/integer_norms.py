@@ -19,18 +19,15 @@ from runtime.kernels.integers import (
     low_bytes,
     low_shorts,
     multiply_words,
-    neighbour_sums,
     square_root,
-    squares_of_sixteen,
     subtract_words,
-    sum_of_squares,
-    sums_of_eight,
     to_float64,
     truncate,
     widen_bytes,
 )
 from runtime.kernels.memory import bytes_at, int16_at, int32_at
-from runtime.kernels.vectors import add, add_words, minimum, mul, splat16, store, store_first
+from runtime.kernels.squares import neighbour_sums, squares_of_sixteen, sum_of_squares, sums_of_eight
+from runtime.kernels.vectors import add, add_words, load16, minimum, mul, splat16, store, store_first
 
 
 @inlined
@@ -46,38 +43,32 @@ def write_norms(p: Any, windows: Any, step: int, first: int, last: int, slot: in
         slot: row of the scratch to use.
         fours: see ``squares_of_sixteen``.
     """
-    centre, present, pattern = int16_at(p.centre), int16_at(p.present), int16_at(p.pattern)
     lengths = int32_at(p.lengths + 4 * slot * p.lengths_row)
-    tiles, repeat, size, chunk = p.tiles, p.repeat, p.tile_size, p.sixteens * 16
+    tiles, repeat, size, pattern = p.tiles, p.repeat, p.tile_size, int16_at(p.pattern)
     units, unit = (last - first) * tiles, first * tiles
     norms, shorts, words, sums = bytes_at(p.norms), int16_at(p.norms), int32_at(p.norms), int32_at(p.sums)
     scale, half, most = splat16(p.norm_scale), splat16(0.5), splat16(255.0)
+    side_by_side = len(fours) > 0 and p.pattern != 0 and step == tiles * size
     kept = tiles not in (1, 2, 4) or repeat not in (1, 2, 4)
-    back = step - tiles * size
-    tile, at = 0, 0
+    if not side_by_side:
+        _measure(p, windows, step, units, lengths)
+    # Fields are read anew, so that LLVM does not make a loop for each of their values.
     for i in range(0, units, 16):
         count = min(16, units - i)
-        if len(fours) and p.pattern and back == 0:
-            squares = squares_of_sixteen(windows, i * size, pattern, fours)
-        else:
-            s0, tile, at = _measure(windows, centre, present, tile, at, tiles, size, chunk, back, units - i)
-            s1, tile, at = _measure(windows, centre, present, tile, at, tiles, size, chunk, back, units - i - 4)
-            s2, tile, at = _measure(windows, centre, present, tile, at, tiles, size, chunk, back, units - i - 8)
-            s3, tile, at = _measure(windows, centre, present, tile, at, tiles, size, chunk, back, units - i - 12)
-            squares = sums_of_eight(s0, s1, s2, s3)
+        squares = squares_of_sixteen(windows, i * size, pattern, fours) if side_by_side else load16(lengths, i)
         root = square_root(to_float64(squares))
         norm = truncate(minimum(add(mul(root, scale), half), most))
-        if repeat == 4:
+        if p.repeat == 4:
             _store(words, unit + i, multiply_words(norm, splat16(np.int32(0x01010101))), count, 16)
-        elif repeat == 2:
+        elif p.repeat == 2:
             _store(shorts, unit + i, low_shorts(multiply_words(norm, splat16(np.int32(0x0101)))), count, 16)
-        elif repeat == 1:
+        elif p.repeat == 1:
             _store(norms, unit + i, low_bytes(norm), count, 16)
-        if tiles == 1:
+        if p.tiles == 1:
             _store(sums, first + i, norm, count, 16)
-        elif tiles == 2:
+        elif p.tiles == 2:
             _store(sums, first + i // 2, neighbour_sums(norm), count // 2, 8)
-        elif tiles == 4:
+        elif p.tiles == 4:
             _store(sums, first + i // 4, neighbour_sums(neighbour_sums(norm)), count // 4, 4)
         if kept:
             store(lengths, i, norm)
@@ -93,29 +84,32 @@ def _store(array: Any, index: int, vector: Any, count: int, lanes: int) -> None:
         store_first(array, index, vector, count)
 
 
-@helper
-def _measure(
-    windows: Any, centre: Any, present: Any, tile: int, at: int, tiles: int, size: int, chunk: int, back: int, left: int
-) -> tuple[Any, int, int]:
-    """Squares of four tiles, added up to eight sums a tile; and the tile that comes next, and its place.
-
-    Of the ``left`` tiles that there are, the last is measured instead of those beyond it.
-    """
-    tile0, at0 = tile, at
-    tile1, at1 = _next_tile(tile0, at0, tiles, size, back, left > 1)
-    tile2, at2 = _next_tile(tile1, at1, tiles, size, back, left > 2)
-    tile3, at3 = _next_tile(tile2, at2, tiles, size, back, left > 3)
-    tile, at = _next_tile(tile3, at3, tiles, size, back, left > 4)
-    r0, r1, r2, r3 = tile0 * chunk, tile1 * chunk, tile2 * chunk, tile3 * chunk
-    total = _squares(windows, centre, present, at0, at1, at2, at3, r0, r1, r2, r3)
-    for i in range(16, chunk, 16):
-        more = _squares(windows, centre, present, at0 + i, at1 + i, at2 + i, at3 + i, r0 + i, r1 + i, r2 + i, r3 + i)
-        total = add_words(total, more)
-    return total, tile, at
+@inlined
+def _measure(p: Any, windows: Any, step: int, units: int, lengths: Any) -> None:
+    """Squared norms of tiles, four at a time, wherever they lie."""
+    centre, present = int16_at(p.centre), int16_at(p.present)
+    tiles, size, chunk = p.tiles, p.tile_size, p.sixteens * 16
+    back = step - tiles * size
+    tile0, at0 = 0, 0
+    for unit in range(0, units, 4):
+        # Beyond the end, the last tile is measured again.
+        tile1, at1 = _next_tile(tile0, at0, tiles, size, back, unit + 1 < units)
+        tile2, at2 = _next_tile(tile1, at1, tiles, size, back, unit + 2 < units)
+        tile3, at3 = _next_tile(tile2, at2, tiles, size, back, unit + 3 < units)
+        r0, r1, r2, r3 = tile0 * chunk, tile1 * chunk, tile2 * chunk, tile3 * chunk
+        total = _squares(windows, centre, present, at0, at1, at2, at3, r0, r1, r2, r3)
+        for i in range(16, chunk, 16):
+            more = _squares(
+                windows, centre, present, at0 + i, at1 + i, at2 + i, at3 + i, r0 + i, r1 + i, r2 + i, r3 + i
+            )
+            total = add_words(total, more)
+        store(lengths, unit, sums_of_eight(total))
+        tile0, at0 = _next_tile(tile3, at3, tiles, size, back, True)
 
 
 @inlined
 def _next_tile(tile: int, at: int, tiles: int, size: int, back: int, more: bool) -> tuple[int, int]:
+    """Number and place of the tile after another, or of that one where there are no more."""
     if more:
         tile += 1
         at += size
@@ -137,12 +131,16 @@ def _squares(
 @helper
 def _write_apart(p: Any, lengths: Any, first: int, last: int) -> None:
     """Repeats norms and adds them up where no vector fits."""
-    norms, sums, tiles, repeat = bytes_at(p.norms), int32_at(p.sums), p.tiles, p.repeat
-    for i in range(last - first):
+    norms, sums = bytes_at(p.norms), int32_at(p.sums)
+    to = first * p.tiles * p.repeat
+    unit = 0
+    for position in range(first, last):
         total = np.int32(0)
-        for tile in range(tiles):
-            norm = lengths[i * tiles + tile]
+        for _ in range(p.tiles):
+            norm = lengths[unit]
             total += norm
-            for j in range(repeat):
-                norms[((first + i) * tiles + tile) * repeat + j] = np.uint8(norm)
-        sums[first + i] = total
+            for j in range(0, p.repeat, 16):
+                store_first(norms, to + j, splat16(np.uint8(norm)), min(16, p.repeat - j))
+            to += p.repeat
+            unit += 1
+        sums[position] = total

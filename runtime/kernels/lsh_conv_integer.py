@@ -22,15 +22,7 @@ import numpy as np
 
 from runtime.kernels.compiling import inlined
 from runtime.kernels.integer_epilogue import EPILOGUE, finish, finish_plain, is_plain, load_epilogue
-from runtime.kernels.integers import (
-    add_bytes,
-    and_words,
-    broadcast16,
-    dot_counts,
-    popcount_bytes,
-    to_float32,
-    zeros16,
-)
+from runtime.kernels.integers import add_bytes, and_words, broadcast16, dot_counts, popcount_bytes, to_float32, zeros16
 from runtime.kernels.memory import bytes_at, float32_at, int32_at, intp_at, make_record
 from runtime.kernels.native import native
 from runtime.kernels.vectors import add_words, load16, mul, splat16, store_first, xor

@@ -19,13 +19,9 @@ import numpy as np
 
 from runtime.kernels.compiling import helper, inlined
 from runtime.kernels.integer_norms import write_norms
-from runtime.kernels.integers import (
-    broadcast,
-    dot_bytes,
-    load_constant,
-    negative_bits,
-)
+from runtime.kernels.integers import broadcast, dot_bytes, load_constant, store_bytes_apart, store_shorts_apart
 from runtime.kernels.memory import bytes_at, int32_at, intp_at, make_record
+from runtime.kernels.narrowing import negative_bits
 from runtime.kernels.native import native
 from runtime.kernels.vectors import load16, store_bits, store_first
 from runtime.kernels.windows import copy_bytes, gather_bytes, gather_bytes_to_slots
@@ -117,8 +113,7 @@ def _kernel(registers: int, fours: int) -> int:
 def _encode(p: Any, begin: int, end: int, slot: int, block: Any, fours: Any) -> None:
     """Hashes the positions begin..end of the flattened [n, oh, ow]."""
     h, w, c, oh, ow, sy, sx, top, left = p.h, p.w, p.c, p.oh, p.ow, p.sy, p.sx, p.top, p.left
-    one_tap = p.kh * p.kw == 1 and p.slots == 0
-    longest = LONGEST_RUN if one_tap else WINDOWS
+    longest = WINDOWS if _gathers(p) else LONGEST_RUN
     # Columns whose window is a pixel; all of them where windows have several taps.
     inner, outer = 0, ow
     if p.ring_codes:
@@ -138,7 +133,7 @@ def _encode(p: Any, begin: int, end: int, slot: int, block: Any, fours: Any) -> 
             column = first - row
             pixel = (image * h + oy * sy - top) * w + column * sx - left
             source, step = p.x + pixel * c, sx * c
-            if not one_tap:
+            if _gathers(p):  # asked anew, so that LLVM does not make two loops
                 _gather(p, image, oy, column, done - first, slot)
                 source, step = p.scratch + slot * p.scratch_row, p.features
             _hash(p, source, step, first, done, slot, block, fours)
@@ -150,6 +145,12 @@ def _encode(p: Any, begin: int, end: int, slot: int, block: Any, fours: Any) -> 
             oy = 0
             image += 1
     _copy_ring(p, done, end)
+
+
+@inlined
+def _gathers(p: Any) -> bool:
+    """Whether windows are copied before they are hashed, as they are no run of memory."""
+    return p.kh * p.kw > 1 or p.slots != 0
 
 
 @helper
@@ -211,13 +212,13 @@ def _project_kept(
     The number of loads of the projection is known when compiling, so LLVM keeps them in registers.
     """
     projection, starts, codes = int32_at(p.projection), int32_at(p.start), bytes_at(p.codes)
-    width, stride, pieces, repeat = 16 * len(block), p.tiles * p.code, p.pieces, p.repeat
+    width, stride = 16 * len(block), p.tiles * p.code
     for _ in range(count):
         a = load_constant(starts, start, block)
         for j in range(fours):
             weights = load_constant(projection, row + j * width, block)
             a = dot_bytes(a, broadcast(windows, at + 4 * j, block), weights)
-        _store_code(codes, to, negative_bits(a), size, 2 * len(block), pieces, repeat)
+        _store_code(codes, to, negative_bits(a), size, 2 * len(block), p)
         at += step
         to += stride
 
@@ -228,7 +229,7 @@ def _project(
 ) -> None:
     """Writes ``size`` bytes of the codes of one tile of windows, four at a time."""
     projection, starts, codes = int32_at(p.projection), int32_at(p.start), bytes_at(p.codes)
-    width, stride, pieces, repeat = 16 * len(block), p.tiles * p.code, p.pieces, p.repeat
+    width, stride = 16 * len(block), p.tiles * p.code
     whole = 2 * len(block)
     for i in range(0, count, 4):
         # Beyond the end, the last window is projected again: the same bits to the same place.
@@ -242,35 +243,20 @@ def _project(
             a1 = dot_bytes(a1, broadcast(windows, w1 + 4 * j, block), weights)
             a2 = dot_bytes(a2, broadcast(windows, w2 + 4 * j, block), weights)
             a3 = dot_bytes(a3, broadcast(windows, w3 + 4 * j, block), weights)
-        _store_code(codes, to + i * stride, negative_bits(a0), size, whole, pieces, repeat)
-        _store_code(codes, to + i1 * stride, negative_bits(a1), size, whole, pieces, repeat)
-        _store_code(codes, to + i2 * stride, negative_bits(a2), size, whole, pieces, repeat)
-        _store_code(codes, to + i3 * stride, negative_bits(a3), size, whole, pieces, repeat)
+        _store_code(codes, to + i * stride, negative_bits(a0), size, whole, p)
+        _store_code(codes, to + i1 * stride, negative_bits(a1), size, whole, p)
+        _store_code(codes, to + i2 * stride, negative_bits(a2), size, whole, p)
+        _store_code(codes, to + i3 * stride, negative_bits(a3), size, whole, p)
 
 
 @inlined
-def _store_code(codes: Any, to: int, bits: Any, size: int, whole: int, pieces: int, repeat: int) -> None:
-    """Writes the ``size`` bytes of a code that exist, of ``whole`` ones."""
-    if pieces > 1:
-        if size == 4 and repeat == 2:
-            store_bits(codes, to, np.uint16(np.uint32(bits) & np.uint32(0xFFFF)))
-            store_bits(codes, to + 4, np.uint16(np.uint32(bits) >> np.uint32(16)))
-        else:
-            _store_pieces(codes, to, np.uint64(bits), size // repeat, repeat, 4)
-    elif size == whole:
+def _store_code(codes: Any, to: int, bits: Any, size: int, whole: int, p: Any) -> None:
+    """Writes the ``size`` bytes of a code that exist, of ``whole`` ones; in pieces, see ``Interleaved``."""
+    if p.pieces == 1 and size == whole:
         store_bits(codes, to, bits)
+    elif p.pieces == 1:
+        store_bytes_apart(codes, to, 1, bits, size)
+    elif p.repeat == 2:
+        store_shorts_apart(codes, to, 4, bits, size // 2)
     else:
-        _store_pieces(codes, to, np.uint64(bits), size, 1, 1)
-
-
-@helper
-def _store_pieces(codes: Any, to: int, bits: Any, count: int, size: int, step: int) -> None:
-    """Writes pieces of one or two bytes, one every ``step`` bytes."""
-    if size == 2:
-        for i in range(count):
-            store_bits(codes, to + i * step, np.uint16(bits & np.uint64(0xFFFF)))
-            bits = bits >> np.uint64(16)
-    else:
-        for i in range(count):
-            codes[to + i * step] = np.uint8(bits & np.uint64(0xFF))
-            bits = bits >> np.uint64(8)
+        store_bytes_apart(codes, to, 4, bits, size)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from runtime.kernels.compiling import inlined
-from runtime.kernels.integers import low_bytes, round_words, store_apart
+from runtime.kernels.integers import low_bytes, store_apart
 from runtime.kernels.memory import bytes_at, float32_at, make_record
+from runtime.kernels.narrowing import round_words
 from runtime.kernels.native import native
 from runtime.kernels.vectors import add_words, load16_first, maximum, minimum, mul, splat16, store_first
 

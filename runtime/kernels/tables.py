@@ -9,22 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import llvmlite.binding as llvm
 from llvmlite import ir
-from numba.core import config, types
+from numba.core import types
 
+from runtime.kernels.targets import target_permutes
 from runtime.kernels.vectors import Vector, _call, _constant, _pointer, _splat, intrinsic
 
 _LANES = 16
 _PERMUTE = "llvm.x86.avx512.vpermi2var.ps.512"
-
-
-def target_permutes() -> bool:
-    """Whether the processor that Numba compiles for has 512-bit permutes (AVX-512F)."""
-    chosen: str | None = vars(config).get("CPU_FEATURES")  # NUMBA_CPU_FEATURES, where the user sets it
-    if chosen is not None:
-        return "+avx512f" in chosen.split(",")
-    return bool(llvm.get_host_cpu_features().get("avx512f", False))
 
 
 def _load_table(builder: Any, pointer: Any, index: int, lanes: int) -> Any:

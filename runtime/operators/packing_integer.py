@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from runtime.conversions import from_plain
-from runtime.kernels.integers import ROUND_LIMIT, sign_order
 from runtime.kernels.lsh_conv_integer import MOST_FOURS
 from runtime.kernels.lsh_encode_integer import block_of
+from runtime.kernels.narrowing import ROUND_LIMIT, sign_order
 from runtime.layout import AnyLayout, Interleaved, Layout, Quantised, Repeated
 from runtime.model import Array
 from runtime.operators.packing import LANES, order_features, pad_lanes, round_up

@@ -22,8 +22,7 @@ _PROGRAM = """
 import sys
 import numpy as np
 from runtime import InferenceSession
-from runtime.kernels.integers import target_multiplies_bytes
-from runtime.kernels.tables import target_permutes
+from runtime.kernels.targets import target_multiplies_bytes, target_permutes
 assert not target_multiplies_bytes()
 assert target_permutes() == (sys.argv.pop(1) == "avx512")
 names = sys.argv[3:]
