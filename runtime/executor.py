@@ -132,7 +132,8 @@ class Executor:
         """Cuts a batch: enough images a part to hide Python's cost per step, few enough for the cache."""
         single = self.pool({name: (1, *shape[1:]) for name, shape in shapes.items()}, wanted, 1).plan
         size = max(1, min(_PART_LIMIT, _ARENA_BUDGET // max(1, single.placement.size)))
-        count = max(-(-n // size), min(n, self._threads))
+        count = -(-n // size)
+        count = min(n, -(-count // self._threads) * self._threads)  # no thread is left with a part more than others
         edges = [index * n // count for index in range(count + 1)]
         return list(pairwise(edges))
 
