@@ -1,9 +1,9 @@
 """Times one training step of ResNet-20: float, hashed by patches, hashed by pixels.
 
 "float" is the plain float32 step; integer layers and "float, bfloat16" multiply in bfloat16, "cosine" layers are those
-of float arithmetic.  Prints medians and their ratios to the float step.  The steps take turns, so that other work
-on the machine slows all of them alike.  Before the clock starts the hashed layers' results are
-compared with their plain definition.
+of float arithmetic; "sampled" takes the gradient of weight codes from a quarter of the images.  Prints medians and
+their ratios to the float step.  The steps take turns, so that other work on the machine slows all of them alike.
+Before the clock starts the hashed layers' results are compared with their plain definition.
 
     python benchmarks/train_step.py --batch 128 --repetitions 7
 """
@@ -39,6 +39,7 @@ from torch.nn import functional as F  # noqa: E402
 import bitbybit as bb  # noqa: E402
 from bitbybit.config.resnet20 import resnet20_pixel_patch_config  # noqa: E402
 from bitbybit.engine import fast_gradients  # noqa: E402
+from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear  # noqa: E402
 from bitbybit.integer_reference import reference_forward  # noqa: E402
 from bitbybit.training.loop import use_bfloat16  # noqa: E402
 
@@ -47,6 +48,7 @@ KINDS = {
     "float, bfloat16": None,
     "patch": {"tiling": "patch", "input_tile_size": 256, "arithmetic": "integer"},
     "pixel": {"tiling": "pixel", "input_tile_size": 16, "arithmetic": "integer"},
+    "pixel, sampled": {"tiling": "pixel", "input_tile_size": 16, "arithmetic": "integer"},
     "patch, cosine": {"tiling": "patch", "input_tile_size": 256, "arithmetic": "float"},
     "pixel, cosine": {"tiling": "pixel", "input_tile_size": 16, "arithmetic": "float"},
 }
@@ -65,6 +67,9 @@ def build(kind: str, hash_length: int, x: Tensor) -> nn.Module:
     model = model.to(memory_format=torch.channels_last)
     if settings is not None:
         bb.calibrate(model, x)
+    for layer in model.modules():
+        if "sampled" in kind and isinstance(layer, IntegerHashConv2d | IntegerHashLinear):
+            layer.code_share = 0.25
     return model.train()
 
 

@@ -23,10 +23,12 @@ from torch.nn import functional as F
 
 from bitbybit.disturbance import Disturbance
 from bitbybit.errors import ConfigError
+from bitbybit.hash_product import HashProduct
 from bitbybit.kernel import HashKernel, kernel_factory
 from bitbybit.layer_geometry import output_size, pads_of, pair
-from bitbybit.sign_features import SIGN_SLOPE, Round, SignFeatures, SignLatent, integer_cpu, is_compiled
+from bitbybit.sign_features import SIGN_SLOPE, Round, SignLatent, integer_cpu, is_compiled, sign_features
 from bitbybit.spec import PIXEL, HashSpec
+from runtime.bitpack import pack
 
 UNSIGNED, SIGNED = (0, 255), (-128, 127)
 NORM_LIMIT = 255  # a norm is one byte
@@ -52,6 +54,7 @@ class _IntegerHashLayer(nn.Module):
         input_signed: bool[]; whether inputs are -128..127 of these, or 0..255.
         norm_scale: float32[], of the norm of a quantised vector.
         noise: the disturbance that an analog array adds, or None.
+        code_share: share of a batch's images that the gradient of the codes is taken from, see ``HashProduct``.
         real_codes: use the latent codes themselves instead of their signs, while training; such a layer cannot be
             compiled until ``bitbybit.conversion.binarise`` has found its bits.
     """
@@ -102,6 +105,7 @@ class _IntegerHashLayer(nn.Module):
         self.register_buffer("input_signed", torch.tensor(True))
         self.register_buffer("norm_scale", torch.tensor(1.0))
         self.noise: Disturbance | None = None
+        self.code_share = 1.0
         self.real_codes = False
 
     def kernels(self) -> Iterator[HashKernel]:
@@ -221,6 +225,7 @@ class _IntegerHashLayer(nn.Module):
         energy = F.conv2d(squares, mask.to(squares.dtype), stride=stride, dilation=dilation)
         return torch.floor(energy.double().sqrt_() * self.norm_scale.double() + 0.5).clamp_(max=NORM_LIMIT).float()
 
+    @torch.no_grad()
     def sign_features(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """``n sign(P v)`` of every hashed position, float[n, t * k, oh, ow].
 
@@ -228,23 +233,40 @@ class _IntegerHashLayer(nn.Module):
             x: float32[n, c, h, w].
             dtype: of the features; bfloat16 holds them exactly. That of x when None.
         """
-        _, stride, dilation = self._encode_geometry()
         dtype = dtype or x.dtype
-        v, pixel_norms = self._centred(x, dtype)
-        features = []
+        return self._features(self._centred(x, dtype)[0])
+
+    @torch.no_grad()
+    def _features(self, v: Tensor, known: Tensor | None = None) -> Tensor:
+        """Sign features of centred images, with norms that are known or from the images."""
+        _, stride, dilation = self._encode_geometry()
+        features, dtype, tile = [], v.dtype, 0
         for index, (channels, projection, mask) in enumerate(self._groups()):
             part = v[:, channels] if channels != slice(0, v.shape[1]) else v
-            norms = self._norms(part, mask) if pixel_norms is None else pixel_norms
+            norms = self._norms(part, mask) if known is None else known[:, tile : tile + len(mask)]
+            tile += len(mask)
             offset = None if self.noise is None else self._offset(self.noise, index, part, projection)
-            lengths = projection.detach().flatten(1).norm(dim=1).mean()
-            width = int(mask.sum() / mask.shape[0])
-            slope = SIGN_SLOPE * math.sqrt(width) * float(self.norm_scale) / max(float(lengths), 1e-12)
-            features.append(
-                SignFeatures.apply(
-                    part.to(dtype), projection.to(dtype), norms.to(dtype), slope, (stride, dilation), offset
-                )
-            )
+            features.append(sign_features(part, projection.to(dtype), norms.to(dtype), (stride, dilation), offset))
         return features[0] if len(features) == 1 else torch.cat(features, 1)
+
+    def _line_rows(self) -> Tensor:
+        """R, of the lines ``R v`` through the sign features: float32[t * k, features], tiles on the diagonal.
+
+        The slope is that of the best line for Gaussian projections, so that the gradient is unbiased in the mean.
+        """
+        rows = []
+        for i, p in enumerate(self.tile_projections()):
+            lengths = p.detach().norm(dim=1, keepdim=True).clamp_min(1e-12)
+            slope = SIGN_SLOPE * math.sqrt(p.shape[1]) * self.norm_scale / lengths
+            start = i * self.tile_size
+            rows.append(F.pad(p * slope, (start, self.features - start - p.shape[1])))
+        return torch.cat(rows)
+
+    def _line_geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """kernel, stride and dilation of the convolution that a layer is a noisy version of."""
+        kernel, stride, dilation = self._encode_geometry()
+        taps = (self.code_weight.shape[2], self.code_weight.shape[3])
+        return (taps, *self._dot_geometry()) if taps != (1, 1) else (kernel, stride, dilation)
 
     @torch.no_grad()
     def _offset(self, noise: Disturbance, index: int, v: Tensor, projection: Tensor) -> Tensor:
@@ -258,30 +280,60 @@ class _IntegerHashLayer(nn.Module):
         return noise.read(index, by_tile).permute(1, 0, 4, 2, 3).flatten(1, 2) - z
 
     def _centred(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """What is hashed, and its norms where they come with it."""
-        if dtype != torch.bfloat16 or not is_compiled(x[:1].to(dtype)):
-            return self._vectors(x), None
+        """What is hashed, in the given type, and the quantised bytes where they come with it."""
+        if dtype != torch.bfloat16 or not is_compiled(x.to(dtype)):
+            return self._vectors(x).to(dtype), None
         assert integer_cpu is not None
-        one = math.prod(self._encode_geometry()[0]) == 1 and self._encode_geometry()[1] == (1, 1)
-        v, norms = integer_cpu.CentreImages.apply(
-            x, int(self.input_exponent), self.input_range(), self.integer_centre(), self._pads(),
-            self.tiles if one else 0, self.tile_size, float(self.norm_scale),
-        )  # fmt: skip
-        return v, norms if one else None
+        return integer_cpu.CentreImages.apply(
+            x, int(self.input_exponent), self.input_range(), self.integer_centre(), self._pads()
+        )
 
     def _answer(self, x: Tensor) -> Tensor:
         """Estimates of images float32[n, c, h, w]: float32[n, o, oh, ow]."""
-        stride, dilation = self._dot_geometry()
         if torch.is_grad_enabled() and self.training:
             dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
             with torch.autocast(x.device.type, enabled=False):
-                features = self.sign_features(x, dtype)
-                signs = self.code_weight if self.real_codes else SignLatent.apply(self.code_weight)
-                weight = signs * self.scale.view(-1, 1, 1, 1)
-                return F.conv2d(features, weight.to(dtype), self.bias.to(dtype), stride=stride, dilation=dilation)
+                return self._trained_answer(x, dtype)
         with torch.autocast(x.device.type, enabled=False):
             acc = self._correlate(self.sign_features(x.float()))
             return acc * self.scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+
+    def _trained_answer(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        signs = self.code_weight if self.real_codes else SignLatent.apply(self.code_weight)
+        codes, rows = signs * self.scale.view(-1, 1, 1, 1), self._line_rows()
+        kernel, *of_line = self._line_geometry()
+        line = torch.einsum("oqhw,qf->ofhw", codes.detach(), rows).reshape(len(codes), -1, *kernel).to(dtype)
+        codes, bias = codes.to(dtype), self.bias.to(dtype)
+        sampled = max(1, round(self.code_share * len(x)))
+        v, q = self._centred(x, dtype)
+        if q is not None and self.noise is None and not self.real_codes:
+            answer, norms = self._packed_answer(q)
+            features = self._features(v.detach()[:sampled], norms[:sampled])
+        else:
+            features = self._features(v.detach())
+            stride, dilation = self._dot_geometry()
+            answer = F.conv2d(features, codes.detach(), bias.detach(), stride=stride, dilation=dilation)
+            features = features if sampled == len(x) else features[:sampled].clone()
+        geometries = tuple(of_line), self._dot_geometry()
+        return HashProduct.apply(v, line, codes, bias, answer, features, rows.detach(), geometries)
+
+    @torch.no_grad()
+    def _packed_answer(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Answers and norms of quantised images, from packed bits."""
+        assert integer_cpu is not None
+        weights = integer_cpu.Weights(
+            projection=self.integer_projection().numpy(),
+            tile_size=self.tile_size,
+            centre=self.integer_centre().numpy(),
+            low=self.input_range()[0],
+            norm_scale=float(self.norm_scale),
+            codes=pack(self.weight_bits().numpy()),
+            scale=self.scale.numpy(),
+            bias=self.bias.numpy(),
+        )
+        taps = (self.code_weight.shape[2], self.code_weight.shape[3])
+        geometry = integer_cpu.Geometry(*self._encode_geometry(), self._pads(), taps, *self._dot_geometry())
+        return integer_cpu.packed_answer(q, weights, geometry)
 
     def _correlate(self, features: Tensor) -> Tensor:
         stride, dilation = self._dot_geometry()

@@ -13,10 +13,12 @@ import torch
 from numba import njit, types
 from torch import Tensor
 
-from bitbybit.engine_cpu import _array, _bitcast, _float_bits, _in_parallel, _store_narrow
+from bitbybit.engine_cpu import _array, _bitcast, _float_bits, _in_parallel, _pool
+from runtime.integer_layer import Geometry, Weights, empty_with_slack, run_layer
 
 _word_float = _bitcast(types.uint32, types.float32)
 _SIGN = np.uint16(0x8000)
+_ROUNDING = np.float32(1.5 * 2.0**23)  # added to a number below 2^22, it leaves no place for a fraction
 
 
 @njit(nogil=True, inline="always")
@@ -31,49 +33,57 @@ def _value(bits):
     return _word_float(np.uint32(bits) << np.uint32(16))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def centre_images(v, norms, x, narrow, factor, low, high, centre, top, left, tile, norm_scale):
-    """Quantises, pads and centres images, and takes the norms of pixels.
+@njit(nogil=True, cache=True, inline="always")
+def _quantised(value, factor, low, high):
+    """The nearest whole number, ties to even, within the limits."""
+    return (min(max(value * factor, low), high) + _ROUNDING) - _ROUNDING
+
+
+@njit(nogil=True, cache=True)
+def centre_images(v, q, x, narrow, factor, low, high, centre, top, left):
+    """Quantises, pads and centres images.
 
     Args:
-        v: bfloat16 as uint16[n, H, W, c], written.
-        norms: bfloat16 as uint16[n, H, W, t], written; no tiles: left alone.
-        x: float32, or bfloat16 as uint16, [n, h, w, c].
+        v: bfloat16 as uint16[n, H, W * c], written: quantised and centred, with pads.
+        q: uint8[n, h, w * c], written: quantised values minus ``low``.
+        x: float32, or bfloat16 as uint16, [n, h, w * c].
         narrow: whether x is bfloat16.
         factor: 2 ** exponent.
         low, high: range of quantised values.
-        centre: float32[c], whole.
-        top, left: pads, in pixels.
-        tile: channels in a tile.
-        norm_scale: float64.
+        centre: float32[W * c], whole; the same for every pixel.
+        top: pads above, in pixels.
+        left: values of the pads before a row.
     """
-    n_images, height, width, channels = v.shape
-    tiles = norms.shape[3]
-    row = np.empty(channels, np.float32)
-    for n in range(n_images):
-        for i in range(height):
-            for j in range(width):
-                a, b = i - top, j - left
-                if 0 <= a < x.shape[1] and 0 <= b < x.shape[2]:
-                    if narrow:
-                        for c in range(channels):
-                            row[c] = _value(x[n, a, b, c])
-                    else:
-                        for c in range(channels):
-                            row[c] = x[n, a, b, c]
-                    for c in range(channels):
-                        row[c] = min(max(np.rint(row[c] * factor), low), high) - centre[c]
-                else:
-                    for c in range(channels):
-                        row[c] = -centre[c]
-                for c in range(channels):
-                    v[n, i, j, c] = _bits(row[c])
-                for t in range(tiles):
-                    energy = np.float32(0)
-                    for c in range(t * tile, min((t + 1) * tile, channels)):
-                        energy += row[c] * row[c]
-                    norm = np.floor(np.sqrt(np.float64(energy)) * norm_scale + 0.5)
-                    norms[n, i, j, t] = _bits(np.float32(min(norm, 255.0)))
+    height, size = x.shape[1:]
+    for n in range(v.shape[0]):
+        for i in range(v.shape[1]):
+            row, a = v[n, i], i - top
+            if 0 <= a < height:
+                _fill(row[:left], centre[:left])
+                _centre_row(row[left : left + size], q[n, a], x[n, a], narrow, factor, low, high, centre[left:])
+                _fill(row[left + size :], centre[left + size :])
+            else:
+                _fill(row, centre)
+
+
+@njit(nogil=True, cache=True)
+def _fill(row, centre):
+    for j in range(row.size):
+        row[j] = _bits(-centre[j])
+
+
+@njit(nogil=True, cache=True)
+def _centre_row(row, q, x, narrow, factor, low, high, centre):
+    if narrow:
+        for j in range(x.size):
+            value = _quantised(_value(x[j]), factor, low, high)
+            q[j] = np.uint8(np.int32(value - low))
+            row[j] = _bits(value - centre[j])
+    else:
+        for j in range(x.size):
+            value = _quantised(x[j], factor, low, high)
+            q[j] = np.uint8(np.int32(value - low))
+            row[j] = _bits(value - centre[j])
 
 
 @njit(nogil=True, cache=True)
@@ -82,31 +92,28 @@ def uncentre_gradient(grad_x, grad_v, x, narrow, factor, low, high, top, left):
 
     Args:
         grad_x: in the type and shape of x, written.
-        grad_v: bfloat16 as uint16[n, H, W, c].
+        grad_v: bfloat16 as uint16[n, H, W * c].
         x, narrow, low, high, top, left: as for ``centre_images``.
-        factor: 2 ** exponent.
+        factor: 2 ** exponent; a product with it is exact.
     """
-    least, most = low - np.float32(0.5), high + np.float32(0.5)
-    channels = x.shape[3]
-    row = np.empty(channels, np.float32)
     for n in range(x.shape[0]):
         for i in range(x.shape[1]):
-            for j in range(x.shape[2]):
-                if narrow:
-                    for c in range(channels):
-                        row[c] = _value(x[n, i, j, c])
-                else:
-                    for c in range(channels):
-                        row[c] = x[n, i, j, c]
-                for c in range(channels):
-                    value = row[c] * factor
-                    inside = np.float32(least <= value and value <= most)
-                    row[c] = _value(grad_v[n, i + top, j + left, c]) * (factor * inside)
-                if narrow:
-                    _store_narrow(grad_x[n, i, j], row)
-                else:
-                    for c in range(channels):
-                        grad_x[n, i, j, c] = row[c]
+            _uncentre_row(grad_x[n, i], grad_v[n, i + top, left:], x[n, i], narrow, factor, low, high)
+
+
+@njit(nogil=True, cache=True)
+def _uncentre_row(grad_x, grad_v, x, narrow, factor, low, high):
+    least, most = low - np.float32(0.5), high + np.float32(0.5)
+    if narrow:
+        for j in range(x.size):
+            value = _value(x[j]) * factor
+            inside = np.float32(value >= least) * np.float32(value <= most)
+            grad_x[j] = _bits(_value(grad_v[j]) * (factor * inside))
+    else:
+        for j in range(x.size):
+            value = x[j] * factor
+            inside = np.float32(value >= least) * np.float32(value <= most)
+            grad_x[j] = _value(grad_v[j]) * (factor * inside)
 
 
 @njit(nogil=True, cache=True)
@@ -137,46 +144,47 @@ def _like(array: np.ndarray, dtype: torch.dtype) -> Tensor:
 
 
 class CentreImages(torch.autograd.Function):
-    """``(v, norms)`` of images; see ``centre_images``. Norms carry no gradient."""
+    """``(v, q)`` of images; see ``centre_images``. The bytes q carry no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, exponent: int, limits: tuple[int, int], centre: Tensor, pads: tuple[int, ...],
-                tiles: int, tile: int, norm_scale: float) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def forward(
+        ctx: Any, x: Tensor, exponent: int, limits: tuple[int, int], centre: Tensor, pads: tuple[int, int, int, int]
+    ) -> tuple[Tensor, Tensor]:
         left, right, top, bottom = pads
         images = _images(x)
         n, h, w, c = images.shape
         v = np.empty((n, h + top + bottom, w + left + right, c), np.uint16)
-        norms = np.empty((*v.shape[:3], tiles), np.uint16)
-        factor, middle = np.float32(2.0**exponent), _array(centre.float())
+        q = empty_with_slack(images.shape, np.uint8)
+        middle = np.tile(centre.float().numpy(), v.shape[2])
+        narrow, factor = x.dtype == torch.bfloat16, np.float32(2.0**exponent)
         low, high = (np.float32(limit) for limit in limits)
-        narrow = x.dtype == torch.bfloat16
+        rows = [array.reshape(*array.shape[:2], -1) for array in (v, q, images)]
 
         def work(start: int, stop: int) -> None:
-            part = slice(start, stop)
-            centre_images(
-                v[part], norms[part], images[part], narrow, factor, low, high, middle, top, left, tile, norm_scale
-            )
+            centred, quantised, inputs = (array[start:stop] for array in rows)
+            centre_images(centred, quantised, inputs, narrow, factor, low, high, middle, top, left * c)
 
         _in_parallel(work, n, v[0].size)
         ctx.save_for_backward(x)
-        ctx.settings = narrow, factor, low, high, top, left
-        signs = _like(norms, torch.bfloat16)
-        ctx.mark_non_differentiable(signs)
-        return _like(v, torch.bfloat16), signs
+        ctx.settings = narrow, factor, low, high, top, left * c
+        levels = _like(q, torch.uint8)
+        ctx.mark_non_differentiable(levels)
+        return _like(v, torch.bfloat16), levels
 
     @staticmethod
     def backward(ctx: Any, grad_v: Tensor, _: Tensor) -> tuple:
         (x,) = ctx.saved_tensors
         images, gradient = _images(x), _images(grad_v.to(torch.bfloat16))
         out = np.empty(images.shape, images.dtype)
-        narrow, factor, low, high, top, left = ctx.settings
+        rows = [array.reshape(*array.shape[:2], -1) for array in (out, gradient, images)]
+        narrow, factor, low, high, top, offset = ctx.settings
 
         def work(start: int, stop: int) -> None:
-            part = slice(start, stop)
-            uncentre_gradient(out[part], gradient[part], images[part], narrow, factor, low, high, top, left)
+            outputs, gradients, inputs = (array[start:stop] for array in rows)
+            uncentre_gradient(outputs, gradients, inputs, narrow, factor, low, high, top, offset)
 
         _in_parallel(work, len(images), images[0].size)
-        return _like(out, x.dtype), *(None,) * 7
+        return _like(out, x.dtype), *(None,) * 4
 
 
 def apply_signs(z: Tensor, norms: Tensor) -> Tensor:
@@ -197,3 +205,21 @@ def apply_signs(z: Tensor, norms: Tensor) -> Tensor:
 
     _in_parallel(work, len(words), words[0].size)
     return z
+
+
+def packed_answer(q: Tensor, weights: Weights, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """A layer's answer by the kernels that artifacts run on.
+
+    Args:
+        q: uint8[n, c, h, w], channels-last, as ``CentreImages`` gives it.
+        weights, geometry: of the layer.
+
+    Returns:
+        bfloat16[n, o, oh, ow], and norms bfloat16[n, t, h', w'] of the hashed positions; channels-last.
+    """
+    workers = torch.get_num_threads()
+    answer, norms = run_layer(weights, geometry, q.permute(0, 2, 3, 1).numpy(), _pool(workers).submit, workers)
+    return (
+        torch.from_numpy(answer).permute(0, 3, 1, 2).to(torch.bfloat16),
+        torch.from_numpy(norms).permute(0, 3, 1, 2).to(torch.bfloat16, memory_format=torch.channels_last),
+    )

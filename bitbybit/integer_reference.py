@@ -59,19 +59,11 @@ def _estimate(layer: IntegerHashConv2d | IntegerHashLinear, vectors: Tensor, ky:
         z = v @ p.T
         norm = (v.detach().double().norm(dim=1, keepdim=True) * layer.norm_scale.double() + 0.5).floor()
         norm = norm.clamp(max=NORM_LIMIT).float()
-        length = _mean_row_length(layer, t)
-        line = z * (SIGN_SLOPE * math.sqrt(p.shape[1]) * float(layer.norm_scale) / length)
+        lengths = p.detach().norm(dim=1)
+        line = z * (SIGN_SLOPE * math.sqrt(p.shape[1]) * layer.norm_scale / lengths)
         features = straight_through(torch.where(z >= 0, norm, -norm), line)
         latent = k[:, t * bits : (t + 1) * bits, ky, kx]
         signs = straight_through(torch.where(latent >= 0, 1.0, -1.0), latent.clamp(-1, 1))
         total = total + features @ signs.T
     assert isinstance(total, Tensor)
     return total
-
-
-def _mean_row_length(layer: IntegerHashConv2d | IntegerHashLinear, tile: int) -> float:
-    """Mean length of the rows that are convolved together with a tile's: those of all tiles of a pixel."""
-    rows = layer.tile_projections()
-    one_by_one = isinstance(layer, IntegerHashLinear) or layer.pixel or layer.kernel_size == (1, 1)
-    chosen = rows if one_by_one else [rows[tile]]
-    return float(torch.cat([p.detach().norm(dim=1) for p in chosen]).mean())

@@ -1,4 +1,4 @@
-"""Signs, roundings and sign features with straight-through gradients, for ``bitbybit.integer``."""
+"""Sign features, and signs and roundings with straight-through gradients, for ``bitbybit.integer``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ try:
     from bitbybit import integer_cpu
 except ImportError:  # no Numba: the same numbers from torch operators
     integer_cpu = None  # type: ignore[assignment]
+
+Geometry = tuple[tuple[int, int], tuple[int, int]]  # stride and dilation
 
 # For z ~ N(0, 1) the best straight line through sign(z) has this slope.
 SIGN_SLOPE = math.sqrt(2 / math.pi)
@@ -58,33 +60,22 @@ class Round(Function):
         return grad.masked_fill((x < low) | (x > high), 0), None, None
 
 
-class SignFeatures(Function):
-    """``n sign(P v)``, with the gradient of the straight line ``slope P v`` through it.
+def sign_features(v: Tensor, projection: Tensor, norms: Tensor, geometry: Geometry, offset: Tensor | None) -> Tensor:
+    """``n sign(P v)`` of every hashed position: float[n, t * k, oh, ow], without a gradient.
 
-    The slope is that of the best line for Gaussian projections, so that the gradient is unbiased in the mean.
+    Args:
+        v: float[n, c, h, w], centred, with its pads.
+        projection: float[t * k, c, kh, kw].
+        norms: float[n, t, oh, ow].
+        geometry: stride and dilation.
+        offset: float[n, t * k, oh, ow], added to the projections; or None.
     """
-
-    @staticmethod
-    def forward(ctx, v: Tensor, projection: Tensor, norms: Tensor, slope: float, geometry: tuple, offset) -> Tensor:
-        stride, dilation = geometry
-        z = F.conv2d(v, projection, stride=stride, dilation=dilation)
-        if offset is not None:
-            z = z + offset
-        ctx.save_for_backward(v, projection)
-        ctx.slope, ctx.geometry = slope, geometry
-        if is_compiled(z):
-            assert integer_cpu is not None
-            return integer_cpu.apply_signs(z, norms)
-        wide = norms.repeat_interleave(projection.shape[0] // norms.shape[1], 1) if norms.shape[1] > 1 else norms
-        return torch.where(z >= 0, wide, -wide)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple:
-        v, projection = ctx.saved_tensors
-        stride, dilation = ctx.geometry
-        grad_v, grad_p, _ = torch.ops.aten.convolution_backward(
-            grad, v, projection, None, list(stride), [0, 0], list(dilation), False, [0, 0], 1,
-            [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False],
-        )  # fmt: skip
-        grad_v = None if grad_v is None else grad_v.mul_(ctx.slope)
-        return grad_v, None if grad_p is None else grad_p.mul_(ctx.slope), None, None, None, None
+    stride, dilation = geometry
+    z = F.conv2d(v, projection, stride=stride, dilation=dilation)
+    if offset is not None:
+        z = z + offset
+    if is_compiled(z):
+        assert integer_cpu is not None
+        return integer_cpu.apply_signs(z, norms)
+    wide = norms.repeat_interleave(projection.shape[0] // norms.shape[1], 1) if norms.shape[1] > 1 else norms
+    return torch.where(z >= 0, wide, -wide)

@@ -43,6 +43,9 @@ def train(
     lr: float | None = typer.Option(None, help="Peak rate of weights. [default: 0.003, 0.2 with --float]"),
     lr_projection: float = typer.Option(2e-2, help="Peak rate of learned projections."),
     lr_codes: float = typer.Option(1e-2, help="Peak rate of latent weight codes (integer arithmetic)."),
+    code_share: float = typer.Option(
+        0.25, help="Share of a batch that the gradient of weight codes is taken from (integer arithmetic)."
+    ),
     weight_decay: float | None = typer.Option(None, help="[default: 0, 0.0005 with --float]"),
     warmup: float | None = typer.Option(None, help="Share of rising steps. [default: 0.05, 0.2 with --float]"),
     label_smoothing: float = typer.Option(0.0, help="Of the cross entropy."),
@@ -91,6 +94,7 @@ def train(
         batch_size=batch_size,
         lr_projection=lr_projection,
         lr_codes=lr_codes,
+        code_share=code_share,
         label_smoothing=label_smoothing,
         distill=distill,
         temperature=temperature,

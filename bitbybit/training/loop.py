@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from bitbybit.engine import fast_gradients
 from bitbybit.errors import DivergenceError
+from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
 from bitbybit.nn import HashConv2d, HashLinear
 from bitbybit.noise import AnalogNoise, NoiseSpec
 from bitbybit.training.evaluate import evaluate, first_non_finite_layer
@@ -144,6 +145,9 @@ class _Session:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, total, options.warmup)
         )
+        for layer in setup.model.modules():
+            if isinstance(layer, IntegerHashConv2d | IntegerHashLinear):
+                layer.code_share = options.code_share
         # Layers in float arithmetic choose their own types: a projection in bfloat16 would give other codes.
         exact = any(isinstance(layer, HashLinear | HashConv2d) for layer in setup.model.modules())
         narrow = not exact and use_bfloat16(options.precision, setup.device)

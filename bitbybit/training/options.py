@@ -27,6 +27,8 @@ class TrainOptions:
         lr: peak learning rate of weights, biases and batch norm.
         lr_projection: peak learning rate of learned projections.
         lr_codes: peak learning rate of latent weight codes (integer arithmetic).
+        code_share: share of a batch's images that the gradient of weight codes is taken from (integer arithmetic);
+            the rest adds what a straight line through the signs tells.
         weight_decay: L2 penalty on convolution and linear weights.
         warmup: share of the steps in which the rate rises linearly; then it falls as a cosine.
         label_smoothing: of the cross entropy.
@@ -55,6 +57,7 @@ class TrainOptions:
     lr: float = 1e-3
     lr_projection: float = 1e-4
     lr_codes: float = 1e-3
+    code_share: float = 1.0
     weight_decay: float = 0.0
     warmup: float = 0.05
     label_smoothing: float = 0.0
@@ -76,7 +79,7 @@ class TrainOptions:
         for name in ("lr", "lr_projection", "lr_codes", "weight_decay", "temperature", "holdout"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}: expected a value of 0 or more, got {getattr(self, name)}")
-        for name in ("distill", "warmup", "label_smoothing"):
+        for name in ("distill", "warmup", "label_smoothing", "code_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: expected 0 to 1, got {getattr(self, name)}")
         if self.optimizer not in ("adam", "sgd"):

@@ -51,17 +51,17 @@ def emit_encode(node: Node, builder: PlanBuilder) -> None:
     norms = builder.write(node.outputs[1], grouping.norms)
     sums = builder.write(node.outputs[1], Layout.PIXEL_SUMS)
     window = window_of(node, x.spec.shape, codes.spec.shape)
-    scratch = builder.scratch((builder.slots, _scratch_row(window)), np.uint8)
-    lengths = builder.scratch((builder.slots, _lengths_row(window, tiles)), np.int32)
+    scratch = builder.scratch((builder.slots, scratch_row(window)), np.uint8)
+    lengths = builder.scratch((builder.slots, lengths_row(window, tiles)), np.int32)
     cost = _NS_PER_POSITION + projection.size * _NS_PER_PROJECTION
 
     def bind(inputs: Sequence[Array], outputs: Sequence[Array]) -> Work:
-        values = _encode_values(node, packed, window, -layout.low, projection.shape, tile_size)
+        values = encode_fields(packed, window, -layout.low, projection.shape, tile_size)
         values |= dict(zip(("codes", "norms", "sums", "scratch", "lengths"), outputs, strict=True))
-        values["x"] = inputs[0]
+        values |= {"x": inputs[0], "norm_scale": float(np.float32(node.attributes["norm_scale"]))}
         if window.kh * window.kw == 1 and any(node.attributes["pads"]):
-            values |= _ring(packed, values, window, tiles)
-        return Work(_call_encoder(packed, values), outputs[2].size, cost)
+            values |= ring_fields(packed, values, window, tiles)
+        return Work(encoder_call(packed, values), outputs[2].size, cost)
 
     builder.add(node, [x], [codes, norms, sums, scratch, lengths], bind)
 
@@ -71,15 +71,22 @@ def _quantised(node: Node) -> Quantised:
     return Quantised(*(node.attributes[name] for name in ("exponent", "low", "high")))
 
 
-def _encode_values(
-    node: Node,
+def encode_fields(
     packed: PackedIntegerProjection,
     window: Window,
     zero: int,
     projection: Sequence[int],
     tile_size: int,
 ) -> dict[str, Any]:
-    """Fields of the encoder's record but for its arrays in the arena."""
+    """Fields of the encoder's record but for ``norm_scale`` and its arrays in the arena.
+
+    Args:
+        packed: the projection.
+        window: geometry.
+        zero: the byte of a quantised 0.
+        projection: k and features.
+        tile_size: features in a tile.
+    """
     k, features = projection
     code = code_bytes(k)
     grouping = grouping_of(code, packed.start.shape[0])
@@ -104,28 +111,29 @@ def _encode_values(
         "code": code,
         "pieces": grouping.group if isinstance(grouping.codes, Interleaved) else 1,
         "repeat": grouping.repeat,
-        "scratch_row": _scratch_row(window),
-        "lengths_row": _lengths_row(window, packed.start.shape[0]),
-        "norm_scale": float(np.float32(node.attributes["norm_scale"])),
+        "scratch_row": scratch_row(window),
+        "lengths_row": lengths_row(window, packed.start.shape[0]),
     }
 
 
-def _call_encoder(packed: PackedIntegerProjection, values: dict[str, Any]) -> NativeCall:
+def encoder_call(packed: PackedIntegerProjection, values: dict[str, Any]) -> NativeCall:
     address = encode_kernel.lsh_encode_integer(packed.block, packed.fours)
     return native_call(address, encode_kernel.ARGUMENTS, values)
 
 
-def _scratch_row(window: Window) -> int:
+def scratch_row(window: Window) -> int:
     """Bytes in which one thread gathers windows."""
     return encode_kernel.WINDOWS * window.kh * window.kw * window.c + encode_kernel.SLACK
 
 
-def _lengths_row(window: Window, tiles: int) -> int:
+def lengths_row(window: Window, tiles: int) -> int:
     """Norms that one thread keeps."""
     return min(encode_kernel.LONGEST_RUN, window.ow) * tiles + encode_kernel.SLACK
 
 
-def _ring(packed: PackedIntegerProjection, values: dict[str, Any], window: Window, tiles: int) -> dict[str, Array]:
+def ring_fields(
+    packed: PackedIntegerProjection, values: dict[str, Any], window: Window, tiles: int
+) -> dict[str, Array]:
     """A row of pad pixels, by the kernel itself: codes, norms and sums."""
     row = {
         "codes": np.zeros((window.ow, tiles * values["code"]), np.uint8),
@@ -134,7 +142,7 @@ def _ring(packed: PackedIntegerProjection, values: dict[str, Any], window: Windo
     }
     one = Window(1, 1, window.c, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0)
     pixel = values | row | one._asdict() | {"x": values["zeros"]}
-    _call_encoder(packed, pixel)(0, 1, 0)
+    encoder_call(packed, pixel)(0, 1, 0)
     for array in row.values():
         array[1:] = array[0]
     return {f"ring_{name}": array for name, array in row.items()}
@@ -154,18 +162,10 @@ def emit_conv(node: Node, builder: PlanBuilder) -> None:
     if node.op_type == opset.LSH_CONV_ADD_INTEGER:
         inputs.append(builder.read(node.inputs[5], Layout.CHANNELS_LAST))
     n, o, oh, ow = builder.spec(node.outputs[0]).shape
-    _, h, w, tiles = builder.spec(node.inputs[1]).shape
+    _, h, w, _ = builder.spec(node.inputs[1]).shape
     halves = builder.scratch((n * oh * ow,), np.float32)
     written, outputs = _outputs(node.outputs[0], builder)
-    offsets, masks, taps = find_terms(weight_codes.shape[1:], dilations, w)
-    pixel = tiles * grouping.repeat
-    starts = (np.arange(oh)[:, None] * (strides[0] * w) + np.arange(ow) * strides[1]).astype(np.intp) * pixel
-    constants = {
-        "weights": packed.weights, "offsets": offsets, "masks": masks, "taps": taps, "starts": starts,
-        "terms": offsets.size, "tap_count": taps.size, "area": oh * ow, "row": ow, "stride": strides[1],
-        "image": h * w * pixel, "pixel": pixel, "outputs": o,
-        "half_length": k / 2,
-    }  # fmt: skip
+    constants = conv_fields(weight_codes.shape, k, strides, dilations, (h, w), (oh, ow)) | {"weights": packed.weights}
     quantised = next((layout for layout in written if isinstance(layout, Quantised)), None)
     clip = node.attributes["clip_min"], node.attributes["clip_max"]
     constants |= pack_epilogue(packed, clip, quantised, written == [quantised], len(inputs) == 4)
@@ -177,9 +177,38 @@ def emit_conv(node: Node, builder: PlanBuilder) -> None:
             values["quantised" if isinstance(layout, Quantised) else "out"] = array
         address = conv_kernel.lsh_conv_integer(grouping.group)
         call = native_call(address, conv_kernel.ARGUMENTS, values)
-        return Work(call, n * oh * ow, o * offsets.size * grouping.group * _NS_PER_DISTANCE)
+        return Work(call, n * oh * ow, o * constants["terms"] * grouping.group * _NS_PER_DISTANCE)
 
     builder.add(node, inputs, [*outputs, halves], bind)
+
+
+def conv_fields(
+    shape: Sequence[int],
+    hash_length: int,
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    hashed: Sequence[int],
+    answered: Sequence[int],
+) -> dict[str, Any]:
+    """Fields of the correlation's record but for its arrays and its epilogue.
+
+    Args:
+        shape: (o, kh, kw, t, B) of the weights' codes.
+        hash_length: k.
+        strides: (y, x), in pixels.
+        dilations: alike.
+        hashed: rows and columns of the image's codes.
+        answered: rows and columns of the answer.
+    """
+    (h, w), (oh, ow) = hashed, answered
+    offsets, masks, taps = find_terms(shape[1:], dilations, w)
+    pixel = shape[3] * grouping_of(shape[4], shape[3]).repeat
+    starts = (np.arange(oh)[:, None] * (strides[0] * w) + np.arange(ow) * strides[1]).astype(np.intp) * pixel
+    return {
+        "offsets": offsets, "masks": masks, "taps": taps, "starts": starts.reshape(-1),
+        "terms": offsets.size, "tap_count": taps.size, "area": oh * ow, "row": ow, "stride": strides[1],
+        "image": h * w * pixel, "pixel": pixel, "outputs": shape[0], "half_length": hash_length / 2,
+    }  # fmt: skip
 
 
 def _outputs(name: str, builder: PlanBuilder) -> tuple[list[Layout | Quantised], list[Any]]:

@@ -132,9 +132,17 @@ def test_gradients_are_nearly_those_of_the_layer_replaced(tiling):
 
 
 @pytest.mark.parametrize("tiling", ["pixel", "patch"])
-@pytest.mark.parametrize("convolution", [{"padding": 1}, {"padding": 1, "stride": 2}])
-def test_compiled_step_equals_torch_operators(tiling, convolution):
-    _, layer = conv_layer(tiling=tiling, convolution=convolution)
+@pytest.mark.parametrize(
+    ("convolution", "kernel"),
+    [
+        ({"padding": 1}, 3),
+        ({"padding": 1, "stride": 2}, 3),
+        ({"padding": (2, 0), "dilation": 2}, 3),
+        ({"padding": 0, "stride": 2}, 1),
+    ],
+)
+def test_compiled_step_equals_torch_operators(tiling, convolution, kernel):
+    _, layer = conv_layer(tiling=tiling, convolution=convolution, kernel=kernel)
     x = torch.randn(4, 20, 8, 8).bfloat16().float().to(memory_format=torch.channels_last)
     plain, compiled = layer.sign_features(x), layer.sign_features(x.clone(), torch.bfloat16)
     assert torch.equal(plain, compiled.float())
@@ -149,6 +157,38 @@ def test_compiled_step_equals_torch_operators(tiling, convolution):
     for a, b in zip(got, expected, strict=True):
         # products and gradients are rounded to bfloat16, 2**-9 each
         assert float((a - b).norm() / b.norm()) < 0.01
+
+
+@pytest.mark.parametrize("tiling", ["pixel", "patch"])
+def test_sampled_gradient_of_codes_has_the_right_mean(tiling):
+    _, layer = conv_layer(tiling=tiling)
+    layer.train()
+    x, direction = torch.randn(8, 20, 6, 6), torch.randn(8, 12, 6, 6)
+
+    def gradients(share, shift):
+        layer.code_share = share
+        y = layer(x.roll(shift, 0)) * direction.roll(shift, 0)
+        return torch.autograd.grad(y.sum(), [layer.code_weight, *layer.kernels().__next__().parameters()])
+
+    codes, projection = gradients(1.0, 0)
+    sampled = [gradients(0.25, shift) for shift in (0, 2, 4, 6)]
+    torch.testing.assert_close(torch.stack([c for c, _ in sampled]).mean(0), codes, rtol=1e-4, atol=1e-3)
+    assert not torch.allclose(sampled[0][0], codes, rtol=0.01)
+    for _, same in sampled:
+        torch.testing.assert_close(same, projection, rtol=1e-4, atol=1e-4)
+
+
+def test_linear_layers_take_the_compiled_step_too():
+    torch.manual_seed(0)
+    module = nn.Linear(40, 10)
+    layer = IntegerHashLinear.from_torch_module(module, **SETTINGS, hash_length=64, input_tile_size=16).train()
+    x = torch.randn(32, 40).bfloat16().float()
+    expected = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    got = torch.autograd.grad(y.float().square().sum(), list(layer.parameters()))
+    for a, b in zip(got, expected, strict=True):
+        assert float((a - b).norm() / b.norm()) < 0.02
 
 
 def test_latent_codes_beyond_one_stay():

@@ -1,0 +1,88 @@
+"""The correlation of sign features with the weights' codes, and its gradients, for ``bitbybit.integer``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from bitbybit.sign_features import Geometry
+
+
+class HashProduct(Function):
+    """Gives the correlation of sign features with codes the gradients of a straight line through the signs.
+
+    ``n sign(P v)`` is given the slope of a line ``R v``, R proportional to P. Towards v and P a layer then looks like
+    one convolution of v with ``line = codes R``, so its backward pass is a float layer's and not one over all the bits.
+    Only the gradient of the codes needs the bits. It may be estimated from the first images of a batch: the line
+    tells what it would be for all images if the features were ``R v``, and those images add, scaled up, what they are
+    beyond that. Its mean over orders of a batch is the gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        v: Tensor,
+        line: Tensor,
+        codes: Tensor,
+        bias: Tensor,
+        answer: Tensor,
+        features: Tensor,
+        rows: Tensor,
+        geometries: tuple[Geometry, Geometry],
+    ) -> Tensor:
+        """Keeps what the backward pass needs.
+
+        Args:
+            v: float[n, c, h, w], centred, with its pads.
+            line: float[o, c, kh, kw].
+            codes: float[o, t * k, kh, kw], times the scale; [o, t * k, 1, 1] where windows are hashed.
+            bias: float[o].
+            answer: float[n, o, oh, ow], the correlation of all features with ``codes``, plus ``bias``.
+            features: float[m, t * k, h, w], of the first m images; the codes' gradient is taken from these.
+            rows: float32[t * k, features], R: tiles on the diagonal.
+            geometries: of the correlation with ``line``, and of that with ``codes``.
+
+        Returns:
+            ``answer``.
+        """
+        ctx.save_for_backward(v, line, codes, features, rows)
+        ctx.geometries = geometries
+        return answer.view_as(answer)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        v, line, codes, features, rows = ctx.saved_tensors
+        of_line, of_codes = ctx.geometries
+        for_v, for_line, for_codes, for_bias, *_ = ctx.needs_input_grad
+        count, sampled = len(v), len(features)
+        grad_v = grad_line = grad_codes = grad_bias = None
+        if for_v:
+            grad_v = _backward(grad, v, line, of_line, of_input=True)
+        if for_line or for_codes:
+            first = grad_line = _backward(grad[:sampled], v[:sampled], line, of_line, of_input=False)
+            if sampled < count:
+                grad_line = first + _backward(grad[sampled:], v[sampled:], line, of_line, of_input=False)
+        if for_codes:
+            grad_codes = _backward(grad[:sampled], features, codes, of_codes, of_input=False)
+            if sampled < count:
+                assert grad_line is not None
+                share = sampled / count
+                beyond = (grad_line.float() - first.float() / share).reshape(len(codes), -1, *codes.shape[2:])
+                on_line = torch.einsum("ofhw,qf->oqhw", beyond, rows)
+                grad_codes = (grad_codes.float() / share + on_line).to(codes.dtype)
+        if for_bias:
+            grad_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(grad.dtype)
+        return grad_v, grad_line, grad_codes, grad_bias, None, None, None, None
+
+
+def _backward(grad: Tensor, image: Tensor, weight: Tensor, geometry: Geometry, *, of_input: bool) -> Tensor:
+    """The gradient of a convolution's input or of its weight."""
+    stride, dilation = geometry
+    found = torch.ops.aten.convolution_backward(
+        grad, image, weight, None, list(stride), [0, 0], list(dilation), False, [0, 0], 1,
+        [of_input, not of_input, False],
+    )  # fmt: skip
+    return found[0] if of_input else found[1]
