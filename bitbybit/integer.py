@@ -136,17 +136,15 @@ class _IntegerHashLayer(nn.Module):
 
         The gradient passes the rounding and goes to the kernels' projections.
         """
-        found = []
-        for kernel in self.kernels():
-            p = kernel.projection_matrix
-            peak = p.detach().abs().amax(1, keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
-            found.append(Round.apply(p * (PROJECTION_LIMIT / peak), -PROJECTION_LIMIT, PROJECTION_LIMIT))
-        return found
+        matrices = [kernel.projection_matrix for kernel in self.kernels()]
+        whole = len(matrices) - (matrices[-1].shape != matrices[0].shape)  # the last tile may be smaller
+        stacked = list(_whole_rows(torch.stack(matrices[:whole])).unbind())
+        return stacked + [_whole_rows(p) for p in matrices[whole:]]
 
     @torch.no_grad()
-    def integer_projection(self) -> Tensor:
+    def integer_projection(self, projections: list[Tensor] | None = None) -> Tensor:
         """P: int8[k, features], tiles side by side."""
-        return torch.cat(self.tile_projections(), 1).to(torch.int8)
+        return torch.cat(projections or self.tile_projections(), 1).to(torch.int8)
 
     @torch.no_grad()
     def integer_centre(self) -> Tensor:
@@ -185,7 +183,7 @@ class _IntegerHashLayer(nn.Module):
         """stride and dilation of the correlation."""
         raise NotImplementedError
 
-    def _groups(self) -> list[tuple[slice, Tensor, Tensor]]:
+    def _groups(self, projections: list[Tensor] | None = None) -> list[tuple[slice, Tensor, Tensor]]:
         """For convolutions that share their channels: channels, projection [t * k, c, kh, kw], mask [t, c, kh, kw].
 
         Tiles of pixels are one block-diagonal convolution; tiles of windows one convolution each, of the
@@ -193,7 +191,7 @@ class _IntegerHashLayer(nn.Module):
         """
         kernel, _, _ = self._encode_geometry()
         taps = math.prod(kernel)
-        projections = self.tile_projections()
+        projections = projections or self.tile_projections()
         if self.noise is not None:
             projections = [self.noise.quantised(p) for p in projections]
         starts = [i * self.tile_size for i in range(self.tiles)]
@@ -237,11 +235,11 @@ class _IntegerHashLayer(nn.Module):
         return self._features(self._centred(x, dtype)[0])
 
     @torch.no_grad()
-    def _features(self, v: Tensor, known: Tensor | None = None) -> Tensor:
-        """Sign features of centred images, with norms that are known or from the images."""
+    def _features(self, v: Tensor, projections: list[Tensor] | None = None, known: Tensor | None = None) -> Tensor:
+        """Sign features of centred images, with projections and norms where they are known."""
         _, stride, dilation = self._encode_geometry()
         features, dtype, tile = [], v.dtype, 0
-        for index, (channels, projection, mask) in enumerate(self._groups()):
+        for index, (channels, projection, mask) in enumerate(self._groups(projections)):
             part = v[:, channels] if channels != slice(0, v.shape[1]) else v
             norms = self._norms(part, mask) if known is None else known[:, tile : tile + len(mask)]
             tile += len(mask)
@@ -249,13 +247,13 @@ class _IntegerHashLayer(nn.Module):
             features.append(sign_features(part, projection.to(dtype), norms.to(dtype), (stride, dilation), offset))
         return features[0] if len(features) == 1 else torch.cat(features, 1)
 
-    def _line_rows(self) -> Tensor:
+    def _line_rows(self, projections: list[Tensor]) -> Tensor:
         """R, of the lines ``R v`` through the sign features: float32[t * k, features], tiles on the diagonal.
 
         The slope is that of the best line for Gaussian projections, so that the gradient is unbiased in the mean.
         """
         rows = []
-        for i, p in enumerate(self.tile_projections()):
+        for i, p in enumerate(projections):
             lengths = p.detach().norm(dim=1, keepdim=True).clamp_min(1e-12)
             slope = SIGN_SLOPE * math.sqrt(p.shape[1]) * self.norm_scale / lengths
             start = i * self.tile_size
@@ -300,17 +298,18 @@ class _IntegerHashLayer(nn.Module):
 
     def _trained_answer(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         signs = self.code_weight if self.real_codes else SignLatent.apply(self.code_weight)
-        codes, rows = signs * self.scale.view(-1, 1, 1, 1), self._line_rows()
+        projections = self.tile_projections()
+        codes, rows = signs * self.scale.view(-1, 1, 1, 1), self._line_rows(projections)
         kernel, *of_line = self._line_geometry()
         line = torch.einsum("oqhw,qf->ofhw", codes.detach(), rows).reshape(len(codes), -1, *kernel).to(dtype)
         codes, bias = codes.to(dtype), self.bias.to(dtype)
         sampled = max(1, round(self.code_share * len(x)))
         v, q = self._centred(x, dtype)
         if q is not None and self.noise is None and not self.real_codes:
-            answer, norms = self._packed_answer(q)
-            features = self._features(v.detach()[:sampled], norms[:sampled])
+            answer, norms = self._packed_answer(q, projections)
+            features = self._features(v.detach()[:sampled], projections, norms[:sampled])
         else:
-            features = self._features(v.detach())
+            features = self._features(v.detach(), projections)
             stride, dilation = self._dot_geometry()
             answer = F.conv2d(features, codes.detach(), bias.detach(), stride=stride, dilation=dilation)
             features = features if sampled == len(x) else features[:sampled].clone()
@@ -318,11 +317,11 @@ class _IntegerHashLayer(nn.Module):
         return HashProduct.apply(v, line, codes, bias, answer, features, rows.detach(), geometries)
 
     @torch.no_grad()
-    def _packed_answer(self, q: Tensor) -> tuple[Tensor, Tensor]:
+    def _packed_answer(self, q: Tensor, projections: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Answers and norms of quantised images, from packed bits."""
         assert integer_cpu is not None
         weights = integer_cpu.Weights(
-            projection=self.integer_projection().numpy(),
+            projection=self.integer_projection(projections).numpy(),
             tile_size=self.tile_size,
             centre=self.integer_centre().numpy(),
             low=self.input_range()[0],
@@ -475,6 +474,12 @@ class IntegerHashLinear(_IntegerHashLayer):
             ConfigError: a field is unknown or out of range.
         """
         return cls(module, HashSpec(**{"output_tile_size": None, "arithmetic": "integer", **options}))  # type: ignore[arg-type]
+
+
+def _whole_rows(p: Tensor) -> Tensor:
+    """Rows scaled so that the largest entry is ``PROJECTION_LIMIT``, and rounded."""
+    peak = p.detach().abs().amax(-1, keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
+    return Round.apply(p * (PROJECTION_LIMIT / peak), -PROJECTION_LIMIT, PROJECTION_LIMIT)
 
 
 def _check(spec: HashSpec, groups: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -134,13 +135,21 @@ def run_layer(weights: Weights, geometry: Geometry, x: Array, submit: Submit, wo
     fields = conv_fields(
         weights.codes.shape, k, geometry.code_stride, geometry.code_dilation, (rows, columns), (oh, ow)
     )
-    fields |= pack_epilogue(packed_codes, (-np.inf, np.inf), None, False, False)
+    fields = fields | pack_epilogue(packed_codes, (-np.inf, np.inf), None, False, False)
     fields |= {"weights": packed_codes.weights, "codes": codes, "norms": norms, "sums": sums}
     fields |= {"residual": 0, "out": answer, "quantised": 0}
     fields["halves"] = empty_with_slack((n * oh * ow,), np.float32)
     call = native_call(conv_kernel.lsh_conv_integer(grouping.group), conv_kernel.ARGUMENTS, fields)
     _share(call, n * oh * ow, submit, workers)
     return answer, norms[..., :: grouping.repeat]
+
+
+@cache
+def _conv_fields(
+    shape: tuple[int, ...], hash_length: int, geometry: Geometry, height: int, width: int
+) -> dict[str, Any]:
+    hashed, answered = geometry.hashed(height, width), geometry.answered(height, width)
+    return conv_fields(shape, hash_length, geometry.code_stride, geometry.code_dilation, hashed, answered)
 
 
 def empty_with_slack(shape: tuple[int, ...], dtype: type) -> Array:

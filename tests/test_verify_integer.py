@@ -10,10 +10,12 @@ from networks import integer_network, labels_of, write_artifact
 from onnx import numpy_helper
 
 import bitbybit.verify.verify as verification
+from bitbybit.errors import BitbybitError
 from bitbybit.exact import ExactReference
 from bitbybit.verify import VerifyOptions, verify_artifact
 from bitbybit.verify.anchored import anchors
 from bitbybit.verify.layers import traced_layers, value_names
+from bitbybit.verify.processors import PROCESSORS, ProcessorExecutor
 from bitbybit.verify.report import LayerParity
 from compiler.trace import trace
 from runtime import opset
@@ -43,6 +45,19 @@ def damaged(path, folder, name, change):
     target = folder / "damaged.onnx"
     onnx.save(proto, target)
     return target
+
+
+def test_kernels_for_other_processors_give_equal_bits(compiled, monkeypatch):
+    monkeypatch.setattr(verification, "PROCESSORS", verification.PROCESSORS[-1:])
+    report = verify(*compiled, onnxruntime=False, processors=True)
+    assert report.passed, report.problems
+    assert [p.name for p in report.programs] == ["runtime", "runtime, no vector extensions"]
+    assert all(p.max_logit_error == 0 and p.agreement == 1 for p in report.programs)
+
+
+def test_a_process_that_ends_is_named_with_its_reason(tmp_path):
+    with pytest.raises(BitbybitError, match=r"runtime, no vector extensions: the process ended: .*missing\.onnx"):
+        ProcessorExecutor(tmp_path / "missing.onnx", PROCESSORS[-1])
 
 
 def verify(path, model, images, **options):

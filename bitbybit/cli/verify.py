@@ -21,6 +21,9 @@ def verify(
     samples: int = typer.Option(0, min=0, help="Test images; 0: all."),
     layer_samples: int = typer.Option(512, min=0, help="Of them, compared layer by layer; 0: all."),
     onnxruntime: bool = typer.Option(True, help="Also run the artifact in stock onnxruntime."),
+    processors: bool = typer.Option(
+        False, help="Also run the runtime's kernels for AVX2 and others, each in a process of its own."
+    ),
     threads: int = typer.Option(0, min=0, help="Threads of the runtimes; 0: all cores."),
     report: Path | None = typer.Option(None, help="JSON report. [default: ARTIFACT.verify.json]"),
 ) -> None:
@@ -37,6 +40,7 @@ def verify(
         samples=samples,
         layer_samples=layer_samples,
         onnxruntime=onnxruntime,
+        processors=processors,
         threads=threads,
         report_path=report,
     ):
@@ -60,6 +64,7 @@ def run_verification(
     samples: int = 0,
     layer_samples: int = 512,
     onnxruntime: bool = True,
+    processors: bool = False,
     threads: int = 0,
     report_path: Path | None = None,
 ) -> bool:
@@ -77,7 +82,7 @@ def run_verification(
             source.model,
             normalise(arrays.test_x[chosen], spec.mean, spec.std),
             arrays.test_y[chosen],
-            options=VerifyOptions(layer_samples=layer_samples, onnxruntime=onnxruntime, threads=threads),
+            options=VerifyOptions(layer_samples, onnxruntime, processors, threads=threads),
             checkpoint_sha256=source.sha256,
             progress=StageProgress(progress),
         )

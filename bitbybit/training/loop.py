@@ -19,6 +19,7 @@ from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
 from bitbybit.nn import HashConv2d, HashLinear
 from bitbybit.noise import AnalogNoise, NoiseSpec
 from bitbybit.training.evaluate import evaluate, first_non_finite_layer
+from bitbybit.training.hints import Hints
 from bitbybit.training.options import TrainOptions
 from bitbybit.training.prepare import Prepared, prepare, reestimate_batch_norm
 from bitbybit.training.run_folder import RunFolder
@@ -73,7 +74,7 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optim
     groups = [g for g in groups if g["params"]]
     if options.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, nesterov=True)
-    return torch.optim.Adam(groups)
+    return torch.optim.Adam(groups, fused=True)
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:
@@ -152,6 +153,7 @@ class _Session:
         exact = any(isinstance(layer, HashLinear | HashConv2d) for layer in setup.model.modules())
         narrow = not exact and use_bfloat16(options.precision, setup.device)
         self.narrow = torch.autocast(setup.device.type, torch.bfloat16, enabled=narrow)
+        self.hints = Hints(setup.model, setup.teacher) if setup.teacher is not None and options.hints > 0 else None
         self.noise = None if options.noise is None else AnalogNoise(setup.model, NoiseSpec(**options.noise))
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
@@ -166,18 +168,23 @@ class _Session:
         started, losses, correct, seen = time.perf_counter(), 0.0, 0, 0
         if self.noise is not None:
             self.noise.attach()
+        if self.hints is not None:
+            self.hints.attach()
+        needs_teacher = options.distill > 0 or self.hints is not None
         for step, (images, labels) in enumerate(setup.train):
             images = images.to(device, memory_format=torch.channels_last)
             labels = labels.to(device)
             if self.noise is not None:
                 self.noise.draw(epoch * len(setup.train) + step)
             teacher_logits = None
-            if setup.teacher is not None and options.distill > 0:
+            if setup.teacher is not None and needs_teacher:
                 with torch.no_grad(), self.narrow:
                     teacher_logits = setup.teacher(images).float()
             with fast_gradients(), self.narrow:
                 logits = model(images).float()
             loss = distillation_loss(logits, labels, teacher_logits, options)
+            if self.hints is not None:
+                loss = loss + options.hints * self.hints.take()
             value = loss.item()
             if not math.isfinite(value):
                 layer = first_non_finite_layer(model, images)
@@ -196,6 +203,8 @@ class _Session:
                 on_step(epoch, step, len(setup.train), value)
         if self.noise is not None:
             self.noise.detach()
+        if self.hints is not None:
+            self.hints.detach()
         validation = evaluate(model, setup.val, device) if setup.val else {"accuracy": math.nan, "loss": math.nan}
         row = {
             "epoch": epoch + 1,

@@ -33,6 +33,8 @@ class TrainOptions:
         warmup: share of the steps in which the rate rises linearly; then it falls as a cosine.
         label_smoothing: of the cross entropy.
         distill: weight of the float teacher's soft targets in the loss, 0..1.
+        hints: weight of the mean square error of each block's output against the float network's, in units of its
+            variance; see ``bitbybit.training.hints``.
         temperature: of the distillation's softmax.
         holdout: training images held out to choose the epoch; 0 trains on all, keeps the last.
         calibration: training images from which centres and batch-norm statistics are taken.
@@ -62,6 +64,7 @@ class TrainOptions:
     warmup: float = 0.05
     label_smoothing: float = 0.0
     distill: float = 0.0
+    hints: float = 0.0
     temperature: float = 4.0
     holdout: int = 5000
     calibration: int = 1024
@@ -76,7 +79,7 @@ class TrainOptions:
         for name in ("epochs", "batch_size", "calibration"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("lr", "lr_projection", "lr_codes", "weight_decay", "temperature", "holdout"):
+        for name in ("lr", "lr_projection", "lr_codes", "weight_decay", "temperature", "holdout", "hints"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}: expected a value of 0 or more, got {getattr(self, name)}")
         for name in ("distill", "warmup", "label_smoothing", "code_share"):

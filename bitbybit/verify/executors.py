@@ -16,9 +16,15 @@ Array = NDArray[np.generic]
 
 
 class Executor(Protocol):
-    """Something that runs an artifact."""
+    """Something that runs an artifact.
+
+    Attributes:
+        name: of the program.
+        output: the name of the artifact's answer.
+    """
 
     name: str
+    output: str
 
     def run(self, images: NDArray[np.float32], names: Sequence[str]) -> dict[str, Array]:
         """Computes the named values for images float32[n, c, h, w]."""
@@ -35,6 +41,7 @@ class RuntimeExecutor:
 
         self.session = InferenceSession(path, SessionOptions(num_threads=threads))
         self.input = self.session.get_inputs()[0].name
+        self.output = self.session.get_outputs()[0].name
 
     def run(self, images: NDArray[np.float32], names: Sequence[str]) -> dict[str, Array]:
         """Computes the named values for images float32[n, c, h, w]."""
@@ -57,6 +64,7 @@ class OnnxruntimeExecutor:
         self._onnxruntime, self._threads = onnxruntime, threads
         self._model = onnx.load(str(path))
         self.input = self._model.graph.input[0].name
+        self.output = self._model.graph.output[0].name
         self._sessions: dict[tuple[str, ...], object] = {}
 
     def _session(self, names: tuple[str, ...]):  # type: ignore[no-untyped-def]

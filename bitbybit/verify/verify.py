@@ -20,6 +20,7 @@ from bitbybit.utils.files import sha256
 from bitbybit.verify.anchored import anchored_logits, anchors
 from bitbybit.verify.executors import Executor, OnnxruntimeExecutor, RuntimeExecutor
 from bitbybit.verify.layers import compare_layers, traced_layers, value_names
+from bitbybit.verify.processors import PROCESSORS, ProcessorExecutor
 from bitbybit.verify.report import MAX_RELATIVE_ERROR, LayerParity, ParityReport, ProgramParity
 from bitbybit.verify.traced import TracedLayer
 from runtime.opset import META_CHECKPOINT_SHA256, META_LAYERS
@@ -34,12 +35,14 @@ class VerifyOptions:
     Attributes:
         layer_samples: samples compared layer by layer; 0: all of them.
         onnxruntime: compare with stock onnxruntime too.
+        processors: compare with the runtime's kernels for other processors too, as far as this one can run them.
         batch_size: samples at once.
         threads: of the runtimes; 0: all cores.
     """
 
     layer_samples: int = 512
     onnxruntime: bool = True
+    processors: bool = False
     batch_size: int = 64
     threads: int = 0
 
@@ -77,6 +80,8 @@ def verify_artifact(
     executors: list[Executor] = [RuntimeExecutor(artifact, options.threads)]
     if options.onnxruntime:
         executors.append(OnnxruntimeExecutor(artifact, options.threads))
+    if options.processors:
+        executors += [ProcessorExecutor(artifact, p, options.threads) for p in PROCESSORS if p.available]
     model = model.eval()
     graph = trace(model)
     known = {node.name for node in graph.graph.nodes}
@@ -89,6 +94,8 @@ def verify_artifact(
     programs = []
     for executor in executors:
         programs.append(_compare(executor, graph, layers, images, labels, ours, options, note))
+        if isinstance(executor, ProcessorExecutor):
+            executor.close()
     return ParityReport(
         artifact=Path(artifact).name,
         artifact_sha256=sha256(artifact),
@@ -150,7 +157,7 @@ def _compare(
         batch = images[start : min(start + options.batch_size, count)].contiguous()
         compare_layers(graph, layers, batch, executor.run(batch.numpy(), names), parity)
         note(f"{executor.name}, layers", min(start + options.batch_size, count), count)
-    output = _output_name(executor)
+    output = executor.output
     theirs = _logits(
         lambda x: executor.run(x, [output])[output].astype(np.float32, copy=False),
         images,
@@ -195,13 +202,6 @@ def _settle_ties(
         settled[chosen] = anchored_logits(executor, graph, layers, images[chosen].contiguous().numpy())
     left = np.abs(settled - theirs).reshape(len(ours), -1).max(1)[apart]
     return settled, int((left <= limit).sum())
-
-
-def _output_name(executor: Executor) -> str:
-    if isinstance(executor, RuntimeExecutor):
-        return executor.session.get_outputs()[0].name
-    assert isinstance(executor, OnnxruntimeExecutor)
-    return executor._model.graph.output[0].name
 
 
 def _accuracy(logits: NDArray[np.float32], labels: NDArray[np.integer[Any]] | None) -> float | None:

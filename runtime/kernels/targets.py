@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import llvmlite.binding as llvm
 from numba.core import config
 
@@ -11,8 +13,12 @@ def target_has(*needed: str) -> bool:
     chosen: str | None = vars(config).get("CPU_FEATURES")  # NUMBA_CPU_FEATURES, where the user sets it
     if chosen is not None:
         return {f"+{name}" for name in needed} <= set(chosen.split(","))
-    host = llvm.get_host_cpu_features()
-    return all(host.get(name, False) for name in needed)
+    return set(needed) <= _of_host()
+
+
+@cache
+def _of_host() -> frozenset[str]:
+    return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 
 
 def target_permutes() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -67,6 +68,7 @@ def pack_projection(projection: Array, channels: int, tile_size: int) -> PackedP
     return PackedProjection(weights.reshape(-1), start, margin, slots, tiles)
 
 
+@cache
 def order_features(features: int, channels: int, tile_size: int) -> tuple[Array, Array, Array, Array]:
     """Where the features of a window lie, which channels-last memory has in the order (ky, kx, c).
 

@@ -144,6 +144,18 @@ def test_eight_threads_share_a_session(rng: np.random.Generator) -> None:
             assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+def test_sessions_at_once_do_not_disturb_each_other(rng: np.random.Generator) -> None:
+    sessions = [InferenceSession(network(seed), SessionOptions(num_threads=2)) for seed in (3, 3, 4)]
+    batches = [integer_images(rng, 1 + i % 5, 2, 6, 6) for i in range(8)]
+    expected = [[session.run(None, {"input": x})[0] for x in batches] for session in sessions]
+    assert not np.array_equal(expected[0][0], expected[2][0])
+    calls = [(session, x, answer) for session, answers in zip(sessions, expected, strict=True)
+             for x, answer in zip(batches, answers, strict=True)] * 10  # fmt: skip
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda call: np.array_equal(call[0].run(None, {"input": call[1]})[0], call[2]), calls)
+    assert all(found)
+
+
 def test_profile_names_every_step(tmp_path: Path, rng: np.random.Generator) -> None:
     session = InferenceSession(network(), SessionOptions(enable_profiling=True, num_threads=1))
     session.run(None, {"input": integer_images(rng, 1, 2, 6, 6)})
