@@ -55,6 +55,7 @@ class _IntegerHashLayer(nn.Module):
         norm_scale: float32[], of the norm of a quantised vector.
         noise: the disturbance that an analog array adds, or None.
         code_share: share of a batch's images that the gradient of the codes is taken from, see ``HashProduct``.
+        packed: answer by the runtime's kernels outside training too; the same bits, sooner.
         real_codes: use the latent codes themselves instead of their signs, while training; such a layer cannot be
             compiled until ``bitbybit.conversion.binarise`` has found its bits.
     """
@@ -106,6 +107,7 @@ class _IntegerHashLayer(nn.Module):
         self.register_buffer("norm_scale", torch.tensor(1.0))
         self.noise: Disturbance | None = None
         self.code_share = 1.0
+        self.packed = False
         self.real_codes = False
 
     def kernels(self) -> Iterator[HashKernel]:
@@ -293,6 +295,8 @@ class _IntegerHashLayer(nn.Module):
             with torch.autocast(x.device.type, enabled=False):
                 return self._trained_answer(x, dtype)
         with torch.autocast(x.device.type, enabled=False):
+            if self.packed and integer_cpu is not None and x.device.type == "cpu" and x.numel():
+                return self._run_packed(x.float())
             acc = self._correlate(self.sign_features(x.float()))
             return acc * self.scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
 
@@ -306,7 +310,8 @@ class _IntegerHashLayer(nn.Module):
         sampled = max(1, round(self.code_share * len(x)))
         v, q = self._centred(x, dtype)
         if q is not None and self.noise is None and not self.real_codes:
-            answer, norms = self._packed_answer(q, projections)
+            exact, norms = self._packed_answer(q, projections)
+            answer = exact.to(dtype)
             features = self._features(v.detach()[:sampled], projections, norms[:sampled])
         else:
             features = self._features(v.detach(), projections)
@@ -317,8 +322,15 @@ class _IntegerHashLayer(nn.Module):
         return HashProduct.apply(v, line, codes, bias, answer, features, rows.detach(), geometries)
 
     @torch.no_grad()
+    def _run_packed(self, x: Tensor) -> Tensor:
+        assert integer_cpu is not None and self.noise is None and not self.real_codes
+        exponent, centre = int(self.input_exponent), self.integer_centre()
+        _, q = integer_cpu.CentreImages.apply(x, exponent, self.input_range(), centre, self._pads())
+        return self._packed_answer(q, self.tile_projections())[0]
+
+    @torch.no_grad()
     def _packed_answer(self, q: Tensor, projections: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Answers and norms of quantised images, from packed bits."""
+        """Answers float32 and norms uint8 of quantised images, from packed bits."""
         assert integer_cpu is not None
         weights = integer_cpu.Weights(
             projection=self.integer_projection(projections).numpy(),

@@ -215,11 +215,8 @@ def packed_answer(q: Tensor, weights: Weights, geometry: Geometry) -> tuple[Tens
         weights, geometry: of the layer.
 
     Returns:
-        bfloat16[n, o, oh, ow], and norms bfloat16[n, t, h', w'] of the hashed positions; channels-last.
+        float32[n, o, oh, ow], and norms uint8[n, t, h', w'] of the hashed positions; channels-last.
     """
     workers = torch.get_num_threads()
     answer, norms = run_layer(weights, geometry, q.permute(0, 2, 3, 1).numpy(), _pool(workers).submit, workers)
-    return (
-        torch.from_numpy(answer).permute(0, 3, 1, 2).to(torch.bfloat16),
-        torch.from_numpy(norms).permute(0, 3, 1, 2).to(torch.bfloat16, memory_format=torch.channels_last),
-    )
+    return torch.from_numpy(answer).permute(0, 3, 1, 2), torch.from_numpy(norms).permute(0, 3, 1, 2)

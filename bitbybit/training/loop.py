@@ -205,7 +205,9 @@ class _Session:
             self.noise.detach()
         if self.hints is not None:
             self.hints.detach()
-        validation = evaluate(model, setup.val, device) if setup.val else {"accuracy": math.nan, "loss": math.nan}
+        validation = (
+            evaluate(model, setup.val, device, packed=True) if setup.val else {"accuracy": math.nan, "loss": math.nan}
+        )
         row = {
             "epoch": epoch + 1,
             "train_loss": losses / seen,
@@ -257,7 +259,7 @@ class _Session:
         reestimate_batch_norm(setup.model, setup.calibration, setup.device)
         if setup.val is None:
             return True
-        if evaluate(setup.model, setup.val, setup.device)["accuracy"] >= self.best["val_accuracy"]:
+        if evaluate(setup.model, setup.val, setup.device, packed=True)["accuracy"] >= self.best["val_accuracy"]:
             return True
         setup.model.load_state_dict(self.best["model"])
         return False
@@ -273,8 +275,8 @@ class _Session:
             "dataset": options.dataset,
             "epoch": self.best["epoch"],
             "batch_norm_reestimated": reestimated,
-            "val_accuracy": evaluate(model, setup.val, setup.device)["accuracy"] if setup.val else None,
-            "test_accuracy": evaluate(model, setup.test, setup.device)["accuracy"],
+            "val_accuracy": evaluate(model, setup.val, setup.device, packed=True)["accuracy"] if setup.val else None,
+            "test_accuracy": evaluate(model, setup.test, setup.device, packed=True)["accuracy"],
             "seconds": sum(row["seconds"] for row in self.history),
             "options": options.to_dict(),
         }

@@ -160,6 +160,17 @@ def test_compiled_step_equals_torch_operators(tiling, convolution, kernel):
 
 
 @pytest.mark.parametrize("tiling", ["pixel", "patch"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_packed_answer_is_the_same_to_the_last_bit(tiling, stride):
+    _, layer = conv_layer(tiling=tiling, convolution={"padding": 1, "stride": stride})
+    x = torch.randn(3, 20, 9, 8)
+    with torch.no_grad():
+        expected = layer(x)
+        layer.packed = True
+        assert torch.equal(layer(x), expected)
+
+
+@pytest.mark.parametrize("tiling", ["pixel", "patch"])
 def test_sampled_gradient_of_codes_has_the_right_mean(tiling):
     _, layer = conv_layer(tiling=tiling)
     layer.train()
