@@ -32,9 +32,11 @@ from torch import Tensor, nn
 
 import bitbybit as bb
 from bitbybit.conversion import fit_layers
+from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
 from bitbybit.nn import HashConv2d, HashLinear
 from bitbybit.patching import patch_model
 from bitbybit.training import TrainOptions, evaluate, reestimate_batch_norm
+from bitbybit.training.hints import Hints
 from bitbybit.training.loop import distillation_loss, learning_rate_factor, make_optimizer, use_bfloat16
 from bitbybit.training.prepare import _Data
 from bitbybit.utils.data import make_loader
@@ -61,12 +63,16 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no error compensation": ({}, {"compensate": False}),
     "no distillation": ({}, {"distill": 0.0}),
     "batch norm re-estimated": ({}, {"reestimate": True}),
+    "no hints": ({}, {"hints": 0.0}),
+    "full gradient of codes": ({}, {"code_share": 1.0}),
     "smaller learning rate": ({}, {"lr": 1e-3, "lr_codes": 1e-3, "lr_projection": 5e-3}),
     "tiles of 32": ({"input_tile_size": 32}, {}),
 }
 RUN: dict[str, Any] = {
     "compensate": True,
     "distill": 0.7,
+    "hints": 0.5,
+    "code_share": 0.25,
     "reestimate": False,
     "lr": 3e-3,
     "lr_codes": 1e-2,
@@ -83,26 +89,44 @@ def run_variant(name: str, seed: int, arguments: argparse.Namespace) -> dict[str
         data_dir=arguments.data_dir,
         calibration=arguments.images,
         seed=seed,
-        **{key: settings[key] for key in ("distill", "lr", "lr_codes", "lr_projection")},
+        **{key: settings[key] for key in ("distill", "hints", "code_share", "lr", "lr_codes", "lr_projection")},
     )
     data = _Data(options)
     sample = data.sample()
     held = make_loader(data.part(data.held[: arguments.held_out]), 250, shuffle=False)
     train = make_loader(data.part(data.kept, augment=True), options.batch_size, shuffle=True)
-    torch.manual_seed(seed)
     teacher = get_backbone(options.model).eval().requires_grad_(False)
-    model = copy.deepcopy(teacher).requires_grad_(True)
-    patch_model(model, {"common_params": BASE | layers})
-    if (BASE | layers)["arithmetic"] == "integer":
-        fit_layers(model, teacher, sample, positions=arguments.positions, seed=seed, compensate=settings["compensate"])
-    else:
-        bb.calibrate(model, sample)
-        reestimate_batch_norm(model, sample)
-    converted = evaluate(model, held)["accuracy"]
+    model = converted_model(teacher, sample, json.dumps(layers), settings["compensate"], arguments.positions, seed)
+    for layer in model.modules():
+        if isinstance(layer, IntegerHashConv2d | IntegerHashLinear):
+            layer.code_share = options.code_share
+    converted = evaluate(model, held, packed=True)["accuracy"]
     fine_tune(model, teacher, train, options, arguments.steps)
     if settings["reestimate"]:
         reestimate_batch_norm(model, data.sample())
-    return {"converted": converted, "tuned": evaluate(model, held)["accuracy"]}
+    return {"converted": converted, "tuned": evaluate(model, held, packed=True)["accuracy"]}
+
+
+_converted: dict[tuple[object, ...], nn.Module] = {}  # variants that differ in the run start from the same network
+
+
+def converted_model(
+    teacher: nn.Module, sample: Tensor, layers: str, compensate: bool, positions: int, seed: int
+) -> nn.Module:
+    """The float network hashed with changed settings of the layers, in JSON, and fitted to a sample."""
+    key = layers, compensate, positions, seed
+    if key not in _converted:
+        torch.manual_seed(seed)
+        settings = BASE | json.loads(layers)
+        model = copy.deepcopy(teacher).requires_grad_(True)
+        patch_model(model, {"common_params": settings})
+        if settings["arithmetic"] == "integer":
+            fit_layers(model, teacher, sample, positions=positions, seed=seed, compensate=compensate)
+        else:
+            bb.calibrate(model, sample)
+            reestimate_batch_norm(model, sample)
+        _converted[key] = model
+    return copy.deepcopy(_converted[key])
 
 
 def fine_tune(
@@ -117,6 +141,9 @@ def fine_tune(
     narrow = torch.autocast("cpu", torch.bfloat16, enabled=not exact and use_bfloat16("", torch.device("cpu")))
     for model_ in (model, teacher):
         model_.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    hints = Hints(model, teacher)
+    if options.hints > 0:
+        hints.attach()
     model.train()
     for _, (images, labels) in zip(range(steps), batches, strict=False):
         images = images.to(memory_format=torch.channels_last)
@@ -125,10 +152,12 @@ def fine_tune(
                 wanted = teacher(images).float()
             logits = model(images).float()
         loss = distillation_loss(logits, labels, wanted if options.distill > 0 else None, options)
+        loss = loss + options.hints * hints.take()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         scheduler.step()
+    hints.detach()
 
 
 def summarise(results: dict[str, Any]) -> list[tuple[str, float, float, float, float, int]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from bitbybit.patching import hash_layers
@@ -61,8 +62,8 @@ class Hints:
         """Sum over the points of the mean square error, in units of the teacher's variance; forgets the activations."""
         total = torch.zeros(())
         for ours, theirs in zip(*self._found, strict=True):
-            wanted = theirs.detach().float()
-            error = (ours.float() - wanted).square().mean() / wanted.var().clamp_min(1e-12)
+            wanted = theirs.detach()
+            error = F.mse_loss(ours, wanted).float() / wanted.float().var().clamp_min(1e-12)
             total = total.to(error.device) + error
         for found in self._found:
             found.clear()
