@@ -50,8 +50,10 @@ def write_norms(p: Any, windows: Any, step: int, first: int, last: int, slot: in
     scale, half, most = splat16(p.norm_scale), splat16(0.5), splat16(255.0)
     side_by_side = len(fours) > 0 and p.pattern != 0 and step == tiles * size
     kept = tiles not in (1, 2, 4) or repeat not in (1, 2, 4)
-    if not side_by_side:
+    if not side_by_side and p.tiles == 1:
         _measure(p, windows, step, units, lengths)
+    elif not side_by_side:
+        _measure_tiles(p, windows, step, last - first, lengths)
     # Fields are read anew, so that LLVM does not make a loop for each of their values.
     for i in range(0, units, 16):
         count = min(16, units - i)
@@ -85,47 +87,48 @@ def _store(array: Any, index: int, vector: Any, count: int, lanes: int) -> None:
 
 
 @inlined
-def _measure(p: Any, windows: Any, step: int, units: int, lengths: Any) -> None:
-    """Squared norms of tiles, four at a time, wherever they lie."""
+def _measure(p: Any, windows: Any, step: int, count: int, lengths: Any) -> None:
+    """Squared norms of windows that are one tile each, four at a time."""
+    chunk = p.sixteens * 16
+    for i in range(0, count, 4):
+        # Beyond the end, the last window is measured again.
+        i1, i2, i3 = min(i + 1, count - 1), min(i + 2, count - 1), min(i + 3, count - 1)
+        store(lengths, i, _measure_four(p, windows, i * step, i1 * step, i2 * step, i3 * step, 0, chunk))
+
+
+@inlined
+def _measure_tiles(p: Any, windows: Any, step: int, count: int, lengths: Any) -> None:
+    """Squared norms of several tiles of windows; the last tile may be short."""
+    tiles, row = p.tiles, p.sixteens * 16
+    spare = count * tiles  # four places after the last
+    for tile in range(tiles):
+        at = tile * p.tile_size
+        chunk = row if tile < tiles - 1 else p.last_sixteens * 16
+        for i in range(0, count, 4):
+            i1, i2, i3 = min(i + 1, count - 1), min(i + 2, count - 1), min(i + 3, count - 1)
+            w0, w1, w2, w3 = at + i * step, at + i1 * step, at + i2 * step, at + i3 * step
+            store(lengths, spare, _measure_four(p, windows, w0, w1, w2, w3, tile * row, chunk))
+            lengths[i * tiles + tile] = lengths[spare]
+            lengths[i1 * tiles + tile] = lengths[spare + (i1 - i)]
+            lengths[i2 * tiles + tile] = lengths[spare + (i2 - i)]
+            lengths[i3 * tiles + tile] = lengths[spare + (i3 - i)]
+
+
+@inlined
+def _measure_four(p: Any, windows: Any, w0: int, w1: int, w2: int, w3: int, row: int, chunk: int) -> Any:
+    """Squared norms of four runs of ``chunk`` features, of the tile whose centre begins at ``row``."""
     centre, present = int16_at(p.centre), int16_at(p.present)
-    tiles, size, chunk = p.tiles, p.tile_size, p.sixteens * 16
-    back = step - tiles * size
-    tile0, at0 = 0, 0
-    for unit in range(0, units, 4):
-        # Beyond the end, the last tile is measured again.
-        tile1, at1 = _next_tile(tile0, at0, tiles, size, back, unit + 1 < units)
-        tile2, at2 = _next_tile(tile1, at1, tiles, size, back, unit + 2 < units)
-        tile3, at3 = _next_tile(tile2, at2, tiles, size, back, unit + 3 < units)
-        r0, r1, r2, r3 = tile0 * chunk, tile1 * chunk, tile2 * chunk, tile3 * chunk
-        total = _squares(windows, centre, present, at0, at1, at2, at3, r0, r1, r2, r3)
-        for i in range(16, chunk, 16):
-            more = _squares(
-                windows, centre, present, at0 + i, at1 + i, at2 + i, at3 + i, r0 + i, r1 + i, r2 + i, r3 + i
-            )
-            total = add_words(total, more)
-        store(lengths, unit, sums_of_eight(total))
-        tile0, at0 = _next_tile(tile3, at3, tiles, size, back, True)
+    total = _squares(windows, centre, present, w0, w1, w2, w3, row)
+    for i in range(16, chunk, 16):
+        total = add_words(total, _squares(windows, centre, present, w0 + i, w1 + i, w2 + i, w3 + i, row + i))
+    return sums_of_eight(total)
 
 
 @inlined
-def _next_tile(tile: int, at: int, tiles: int, size: int, back: int, more: bool) -> tuple[int, int]:
-    """Number and place of the tile after another, or of that one where there are no more."""
-    if more:
-        tile += 1
-        at += size
-        if tile == tiles:
-            tile = 0
-            at += back
-    return tile, at
-
-
-@inlined
-def _squares(
-    windows: Any, centre: Any, present: Any, w0: int, w1: int, w2: int, w3: int, r0: int, r1: int, r2: int, r3: int
-) -> Any:
-    """Squares of sixteen features of four tiles, added in pairs."""
-    v = subtract_words(widen_bytes(load_four(windows, w0, w1, w2, w3)), load_four(centre, r0, r1, r2, r3))
-    return sum_of_squares(and_words(v, load_four(present, r0, r1, r2, r3)))
+def _squares(windows: Any, centre: Any, present: Any, w0: int, w1: int, w2: int, w3: int, row: int) -> Any:
+    """Squares of sixteen features of four windows, added in pairs."""
+    v = subtract_words(widen_bytes(load_four(windows, w0, w1, w2, w3)), load_four(centre, row, row, row, row))
+    return sum_of_squares(and_words(v, load_four(present, row, row, row, row)))
 
 
 @helper

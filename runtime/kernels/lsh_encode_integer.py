@@ -24,7 +24,7 @@ from runtime.kernels.memory import bytes_at, int32_at, intp_at, make_record
 from runtime.kernels.narrowing import negative_bits
 from runtime.kernels.native import native
 from runtime.kernels.vectors import load16, store_bits, store_first
-from runtime.kernels.windows import copy_bytes, gather_bytes, gather_bytes_to_slots
+from runtime.kernels.windows import copy_bytes, gather_byte_runs, gather_bytes
 
 WINDOWS = 16  # windows that are gathered before they are hashed
 LONGEST_RUN = 256  # windows of which the squared norms are kept before they are finished
@@ -37,7 +37,8 @@ ARGUMENTS = np.dtype(
     [
         ("x", np.intp),  # uint8[n, h, w, c]
         ("zeros", np.intp),  # uint8[c], the byte of a pad
-        ("slots", np.intp),  # intp[kh * kw * c], place of each feature in the scratch; 0 where they lie in order
+        ("runs", np.intp),  # intp[run_count, 4], see ``gather_byte_runs``; 0 where features lie in order
+        ("run_count", np.intp),
         ("projection", np.intp),  # int32[t, lanes / block, fours, block]: four features of a bit in a lane
         ("start", np.intp),  # int32[t, lanes / block, block]
         ("centre", np.intp),  # int16[t, sixteens * 16], centre + zero
@@ -68,7 +69,9 @@ ARGUMENTS = np.dtype(
         ("tile_size", np.intp),
         ("tiles", np.intp),
         ("fours", np.intp),  # of features in a tile, rounded up
-        ("sixteens", np.intp),  # alike
+        ("last_fours", np.intp),  # of the last tile
+        ("sixteens", np.intp),  # of features in a tile, rounded up
+        ("last_sixteens", np.intp),  # of the last tile
         ("lanes", np.intp),  # k, rounded up to a multiple of the block
         ("code", np.intp),  # B
         ("pieces", np.intp),  # pieces of ``repeat`` bytes in which codes lie apart, see ``Interleaved``; else 1
@@ -150,7 +153,7 @@ def _encode(p: Any, begin: int, end: int, slot: int, block: Any, fours: Any) -> 
 @inlined
 def _gathers(p: Any) -> bool:
     """Whether windows are copied before they are hashed, as they are no run of memory."""
-    return p.kh * p.kw > 1 or p.slots != 0
+    return p.kh * p.kw > 1 or p.runs != 0
 
 
 @helper
@@ -173,8 +176,9 @@ def _gather(p: Any, image: int, oy: int, ox: int, count: int, slot: int) -> None
     """Copies windows of one row to the scratch, one after the other."""
     x, zeros, scratch = bytes_at(p.x), bytes_at(p.zeros), bytes_at(p.scratch + slot * p.scratch_row)
     for i in range(count):
-        if p.slots:
-            gather_bytes_to_slots(x, zeros, intp_at(p.slots), p, image, oy, ox + i, scratch, i * p.features)
+        if p.runs:
+            runs = intp_at(p.runs)
+            gather_byte_runs(x, zeros, runs, p.run_count, p, image, oy, ox + i, scratch, i * p.features)
         else:
             gather_bytes(x, zeros, p, image, oy, ox + i, scratch, i * p.features)
 
@@ -198,7 +202,8 @@ def _hash(p: Any, source: int, step: int, first: int, last: int, slot: int, bloc
                 _project_kept(p, windows, at, step, last - first, row, start, to, size, block, len(fours))
                 row += len(fours) * width
             else:
-                _project(p, windows, at, step, last - first, row, start, to, size, block)
+                count = p.fours if tile < p.tiles - 1 else p.last_fours
+                _project(p, windows, at, step, last - first, count, row, start, to, size, block)
                 row += p.fours * width
 
 
@@ -225,8 +230,9 @@ def _project_kept(
 
 @inlined
 def _project(
-    p: Any, windows: Any, at: int, step: int, count: int, row: int, start: int, to: int, size: int, block: Any
-) -> None:
+    p: Any, windows: Any, at: int, step: int, count: int, fours: int, row: int, start: int, to: int, size: int,
+    block: Any,
+) -> None:  # fmt: skip
     """Writes ``size`` bytes of the codes of one tile of windows, four at a time."""
     projection, starts, codes = int32_at(p.projection), int32_at(p.start), bytes_at(p.codes)
     width, stride = 16 * len(block), p.tiles * p.code
@@ -237,7 +243,7 @@ def _project(
         w0, w1, w2, w3 = at + i * step, at + i1 * step, at + i2 * step, at + i3 * step
         a0 = load_constant(starts, start, block)
         a1, a2, a3 = a0, a0, a0
-        for j in range(p.fours):
+        for j in range(fours):
             weights = load_constant(projection, row + j * width, block)
             a0 = dot_bytes(a0, broadcast(windows, w0 + 4 * j, block), weights)
             a1 = dot_bytes(a1, broadcast(windows, w1 + 4 * j, block), weights)

@@ -190,15 +190,19 @@ def gather_bytes(x: Any, zeros: Any, window: Any, image: int, oy: int, ox: int, 
 
 
 @inlined
-def gather_bytes_to_slots(
-    x: Any, zeros: Any, slots: Any, window: Any, image: int, oy: int, ox: int, out: Any, to: int
+def gather_byte_runs(
+    x: Any, zeros: Any, runs: Any, count: int, window: Any, image: int, oy: int, ox: int, out: Any, to: int
 ) -> None:
-    """Copies a window feature by feature; feature (ky, kx, c) goes to ``out[to + slots[ky, kx, c]]``.
+    """Copies a window run by run, in an order that is not that of memory.
+
+    Up to fifteen bytes after an image are read, and as many after a run overwritten, so runs and windows
+    are gathered in the order in which they lie in ``out``.
 
     Args:
         x: uint8 image batch [n, h, w, c], flat.
-        zeros: uint8, at least one byte of a pad.
-        slots: intp[kh * kw * c].
+        zeros: uint8, at least ``c`` bytes of a pad.
+        runs: intp[count, 4]: ky, kx, first channel, channels.
+        count: runs of a window.
         window: has the fields of ``Window``.
         image: number of the image.
         oy: row of the position.
@@ -206,13 +210,12 @@ def gather_bytes_to_slots(
         out: uint8 scratch, written.
         to: element of ``out`` where the window begins.
     """
-    feature = 0
-    for ky in range(window.kh):
-        y = oy * window.sy + ky * window.dy - window.top
-        for kx in range(window.kw):
-            column = ox * window.sx + kx * window.dx - window.left
-            inside = 0 <= y < window.h and 0 <= column < window.w
-            at = ((image * window.h + y) * window.w + column) * window.c
-            for channel in range(window.c):
-                out[to + slots[feature]] = x[at + channel] if inside else zeros[0]
-                feature += 1
+    top, left = oy * window.sy - window.top, ox * window.sx - window.left
+    for i in range(0, 4 * count, 4):
+        y, column = top + runs[i] * window.dy, left + runs[i + 1] * window.dx
+        if 0 <= y < window.h and 0 <= column < window.w:
+            at = ((image * window.h + y) * window.w + column) * window.c + runs[i + 2]
+            _copy_freely(x, at, out, to, runs[i + 3])
+        else:
+            _copy_freely(zeros, 0, out, to, runs[i + 3])
+        to += runs[i + 3]

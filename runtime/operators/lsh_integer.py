@@ -23,6 +23,7 @@ from runtime.model import Array, Node
 from runtime.operators.lsh import window_of
 from runtime.operators.packing_integer import (
     PackedIntegerProjection,
+    find_runs,
     find_terms,
     grouping_of,
     pack_epilogue,
@@ -90,10 +91,13 @@ def encode_fields(
     k, features = projection
     code = code_bytes(k)
     grouping = grouping_of(code, packed.start.shape[0])
+    last = features - (packed.start.shape[0] - 1) * tile_size
+    runs = find_runs(features, window.c, tile_size, window.kw)
     return {
         **window._asdict(),
         "zeros": np.full(window.c + encode_kernel.SLACK, zero, np.uint8),
-        "slots": packed.slots if packed.slots.size else 0,
+        "runs": 0 if runs is None else runs,
+        "run_count": 0 if runs is None else len(runs),
         "projection": packed.weights,
         "start": packed.start,
         "centre": packed.centre,
@@ -106,7 +110,9 @@ def encode_fields(
         "tile_size": tile_size,
         "tiles": packed.start.shape[0],
         "fours": packed.fours,
+        "last_fours": -(-last // 4),
         "sixteens": packed.centre.shape[1] // 16,
+        "last_sixteens": -(-last // 16),
         "lanes": packed.start.shape[1],
         "code": code,
         "pieces": grouping.group if isinstance(grouping.codes, Interleaved) else 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,6 @@ class PackedIntegerProjection:
         present: int16[t, sixteens * 16], -1 for a feature and 0 for an absent one.
         pattern: int16[16 * tile_size], the centre of sixteen tiles that lie side by side; empty where a tile
             is shorter than others, where tiles do not divide sixteen, or are not 4, 8 or 16 features.
-        slots: intp[kh * kw * c] in the order (ky, kx, c): place of each feature in the scratch; empty
-            where features lie there in that order.
         block: bits that are computed at once.
         fours: of features in a tile, rounded up.
     """
@@ -83,7 +82,6 @@ class PackedIntegerProjection:
     centre: Array
     present: Array
     pattern: Array
-    slots: Array
     block: int
     fours: int
 
@@ -102,7 +100,7 @@ def pack_integer_projection(projection: Array, centre: Array, zero: int, tile_si
     """
     k, features = projection.shape
     block = block_of(k)
-    columns, tile, rank, slots = order_features(features, centre.size, tile_size)
+    columns, tile, rank, _ = order_features(features, centre.size, tile_size)
     tiles, lanes, fours = -(-features // tile_size), round_up(k, block), -(-tile_size // FOUR)
     of_features = np.zeros((tiles, round_up(tile_size, LANES)), np.int16)
     present = np.zeros_like(of_features)
@@ -122,8 +120,32 @@ def pack_integer_projection(projection: Array, centre: Array, zero: int, tile_si
     if tile_size in (4, 8, 16) and features == tiles * tile_size and LANES % tiles == 0:
         pattern = np.tile(of_features[:, :tile_size].reshape(-1), LANES // tiles)
     return PackedIntegerProjection(
-        weights, permuted_start.astype(np.int32), of_features, present, pattern, slots, block, fours
+        weights, permuted_start.astype(np.int32), of_features, present, pattern, block, fours
     )
+
+
+@cache
+def find_runs(features: int, channels: int, tile_size: int, columns: int) -> Array | None:
+    """Pieces of a window that lie side by side both in an image and in the scratch, in the scratch's order.
+
+    Args:
+        features: of a window.
+        channels: c.
+        tile_size: features in one tile, in the order (c, ky, kx); in the scratch tile comes after tile.
+        columns: kw.
+
+    Returns:
+        intp[runs, 4]: ky, kx, first channel, channels. Nothing where the scratch has the order of an image.
+    """
+    slots = order_features(features, channels, tile_size)[3]
+    if not slots.size:
+        return None
+    source = np.argsort(slots)  # number (ky, kx, c) of each feature of the scratch
+    breaks = (np.diff(source) != 1) | (source[1:] % channels == 0)
+    first = np.flatnonzero(np.concatenate([[True], breaks]))
+    tap, channel = np.divmod(source[first], channels)
+    counts = np.diff(np.append(first, features))
+    return np.ascontiguousarray(np.stack([tap // columns, tap % columns, channel, counts], 1).astype(np.intp))
 
 
 @dataclass(frozen=True)
