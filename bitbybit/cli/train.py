@@ -58,6 +58,9 @@ def train(
     comparator_noise: float = typer.Option(0.0, help="Train under noise of the 1-bit reads."),
     projection_noise: float = typer.Option(0.0, help="Train under relative errors of the entries of P."),
     projection_bits: int = typer.Option(0, help="Train with P rounded to so many bits; 0: not rounded."),
+    frozen_norms: bool | None = typer.Option(
+        None, help="Keep the float network's batch-norm statistics. [default: in integer arithmetic]"
+    ),
     seed: int = typer.Option(0, help="Of everything that is random."),
     device: str = typer.Option("", help="cpu or cuda. [default: cuda where there is one]"),
     precision: str = typer.Option("", help="float32 or bfloat16. [default: bfloat16 where it is fast]"),
@@ -102,6 +105,7 @@ def train(
         temperature=temperature,
         holdout=holdout,
         calibration=calibration,
+        frozen_norms=(not float_ and arithmetic == "integer") if frozen_norms is None else frozen_norms,
         noise=_noise(comparator_offset, comparator_noise, projection_noise, projection_bits),
         seed=seed,
         device=device,

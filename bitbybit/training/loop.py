@@ -165,6 +165,10 @@ class _Session:
         assert isinstance(setup.train.sampler, EpochSampler)
         setup.train.sampler.epoch = epoch
         model.train()
+        if options.frozen_norms:
+            for module in model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         started, losses, correct, seen = time.perf_counter(), 0.0, 0, 0
         if self.noise is not None:
             self.noise.attach()
@@ -269,7 +273,7 @@ class _Session:
         setup, options = self.setup, self.options
         model = setup.model
         model.load_state_dict(self.best["model"])
-        reestimated = options.hash_config is not None and self._reestimate()
+        reestimated = options.hash_config is not None and not options.frozen_norms and self._reestimate()
         summary: dict[str, Any] = {
             "model": options.model,
             "dataset": options.dataset,

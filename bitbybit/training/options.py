@@ -38,6 +38,9 @@ class TrainOptions:
         temperature: of the distillation's softmax.
         holdout: training images held out to choose the epoch; 0 trains on all, keeps the last.
         calibration: training images from which centres and batch-norm statistics are taken.
+        frozen_norms: batch norm uses the float network's statistics, and learns its scale and shift alone. An estimate
+            fitted to data has less variance than what it estimates; batch statistics would make it, noise and all,
+            as large again.
         noise: fields of ``bitbybit.noise.NoiseSpec``: errors of an analog array to train under, a new chip at every
             step; None: exact. Held-out and test accuracy are measured without.
         seed: of initialisation, order and augmentation.
@@ -68,6 +71,7 @@ class TrainOptions:
     temperature: float = 4.0
     holdout: int = 5000
     calibration: int = 1024
+    frozen_norms: bool = False
     noise: dict[str, Any] | None = None
     seed: int = 0
     device: str = ""

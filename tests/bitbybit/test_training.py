@@ -135,6 +135,23 @@ def test_hashed_run_trains_weights_and_projections_from_the_float_net(tiny, floa
     assert result.model.conv.centre.abs().sum() > 0
 
 
+def test_frozen_norms_keep_the_float_networks_statistics_and_learn_scale_and_shift(tiny, float_weights, tmp_path):
+    before = torch.load(float_weights)
+    frozen = train(hashed_options(float_weights, "integer", frozen_norms=True), tmp_path / "frozen").model.state_dict()
+    moved = train(hashed_options(float_weights, "integer"), tmp_path / "moved").model.state_dict()
+    for name in ("bn.running_mean", "bn.running_var"):
+        assert torch.equal(frozen[name], before[name])
+        assert not torch.equal(moved[name], before[name])
+    assert not torch.equal(frozen["bn.weight"], before["bn.weight"])
+
+
+def test_hints_and_sampled_gradients_train(tiny, float_weights, tmp_path):
+    options = hashed_options(float_weights, "integer", hints=0.5, code_share=0.25)
+    result = train(options, tmp_path / "run")
+    assert math.isfinite(result.history[-1]["train_loss"])
+    assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
+
+
 def test_test_split_is_not_seen_before_the_end(tiny, tmp_path, monkeypatch):
     seen = []
     real = prepare_module.make_loader
