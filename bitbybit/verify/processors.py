@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import subprocess
@@ -90,20 +91,21 @@ class ProcessorExecutor:
     def run(self, images: NDArray[np.float32], names: Sequence[str]) -> dict[str, Array]:
         """Computes the named values for images float32[n, c, h, w]."""
         assert self._process.stdin is not None
-        pickle.dump((images, list(names)), self._process.stdin)
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # what ended the process is read below
+            pickle.dump((images, list(names)), self._process.stdin)
+            self._process.stdin.flush()
         return dict(zip(names, self._receive(), strict=True))
 
     def close(self) -> None:
         """Ends the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        if self._process.returncode is None:
+            self._process.communicate()
 
     def _receive(self):  # type: ignore[no-untyped-def]
-        assert self._process.stdout is not None and self._process.stderr is not None
+        assert self._process.stdout is not None
         try:
             return pickle.load(self._process.stdout)
         except EOFError as e:
-            lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
+            _, complaints = self._process.communicate()
+            lines = complaints.decode(errors="replace").strip().splitlines()
             raise BitbybitError(f"{self.name}: the process ended: {lines[-1] if lines else 'no output'}") from e

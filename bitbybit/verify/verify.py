@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,8 +81,6 @@ def verify_artifact(
     executors: list[Executor] = [RuntimeExecutor(artifact, options.threads)]
     if options.onnxruntime:
         executors.append(OnnxruntimeExecutor(artifact, options.threads))
-    if options.processors:
-        executors += [ProcessorExecutor(artifact, p, options.threads) for p in PROCESSORS if p.available]
     model = model.eval()
     graph = trace(model)
     known = {node.name for node in graph.graph.nodes}
@@ -91,11 +90,11 @@ def verify_artifact(
     reference = ExactReference(graph, stored={layer.source for layer in layers})
     ours = _logits(lambda x: reference.logits(torch.from_numpy(x)).numpy(), images, options.batch_size, "PyTorch", note)
     plain = _logits(lambda x: _torch_logits(model, x), images, options.batch_size, "PyTorch float32", note)
-    programs = []
-    for executor in executors:
-        programs.append(_compare(executor, graph, layers, images, labels, ours, options, note))
-        if isinstance(executor, ProcessorExecutor):
-            executor.close()
+    programs = [_compare(executor, graph, layers, images, labels, ours, options, note) for executor in executors]
+    for processor in PROCESSORS if options.processors else ():
+        if processor.available:
+            with contextlib.closing(ProcessorExecutor(artifact, processor, options.threads)) as other:
+                programs.append(_compare(other, graph, layers, images, labels, ours, options, note))
     return ParityReport(
         artifact=Path(artifact).name,
         artifact_sha256=sha256(artifact),
