@@ -95,24 +95,23 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Points lost against hashed operations and against energy, one mark for each network."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
+    numbers = {row["file"]: number for number, row in enumerate(rows, 1)}
     for axis, key, label in zip(
         axes, ("operations", "energy"), ("HDOPs / FLOPs", "estimated energy of an image, uJ"), strict=True
     ):
-        for dataset, marker in zip(sorted({row["dataset"] for row in rows}), "osD", strict=False):
-            chosen = [row for row in rows if row["dataset"] == dataset]
-            lost = [100 * (row["float_accuracy"] - row["accuracy"]) for row in chosen]
-            axis.scatter([row[key] for row in chosen], lost, marker=marker, label=dataset)
-            for row, drop in zip(chosen, lost, strict=True):
-                axis.annotate(
-                    row["network"].split(", ", 1)[1].split(", learned")[0].replace(", ", "\n", 1),
-                    (row[key], drop), textcoords="offset points", xytext=(5, 4), fontsize=6,
-                )  # fmt: skip
-        axis.set(xlabel=label, xscale="log")
+        for row in rows:
+            lost = 100 * (row["float_accuracy"] - row["accuracy"])
+            short = row["network"].replace(", learned P", "").replace(" arithmetic", "")
+            axis.scatter(row[key], lost, label=f"{numbers[row['file']]}: {short}")
+            axis.annotate(
+                str(numbers[row["file"]]), (row[key], lost), textcoords="offset points", xytext=(6, 3), fontsize=8
+            )
+        axis.set(xlabel=label, ylim=(0, None))
+        axis.margins(0.12)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("points of test accuracy lost")
-    axes[0].set_yscale("symlog", linthresh=5)
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=2)
     figure.savefig(path, dpi=150)
 
 
