@@ -32,12 +32,12 @@ from torch import Tensor, nn
 
 import bitbybit as bb
 from bitbybit.conversion import fit_layers
-from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
+from bitbybit.integer_base import IntegerHashLayer
 from bitbybit.nn import HashConv2d, HashLinear
 from bitbybit.patching import patch_model
 from bitbybit.training import TrainOptions, evaluate, reestimate_batch_norm
 from bitbybit.training.hints import Hints
-from bitbybit.training.loop import distillation_loss, learning_rate_factor, make_optimizer, use_bfloat16
+from bitbybit.training.loop import distillation_loss, freeze_norms, learning_rate_factor, make_optimizer, use_bfloat16
 from bitbybit.training.prepare import _Data
 from bitbybit.utils.data import make_loader
 from bitbybit.utils.files import write_json
@@ -56,12 +56,13 @@ BASE: dict[str, Any] = {
 # Name: changed settings of the layers, changed settings of the run.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "base": ({}, {}),
-    "codes tied to P, cosine": ({"arithmetic": "float"}, {}),
+    "codes tied to P, cosine": ({"arithmetic": "float"}, {"frozen_norms": False}),
     "no centring": ({"centring": False}, {}),
     "Gaussian P": ({"orthogonal": False}, {}),
     "random P": ({"hash_kernel_type": "random_projection"}, {}),
     "no error compensation": ({}, {"compensate": False}),
     "no distillation": ({}, {"distill": 0.0}),
+    "batch statistics": ({}, {"frozen_norms": False}),
     "batch norm re-estimated": ({}, {"reestimate": True}),
     "no hints": ({}, {"hints": 0.0}),
     "full gradient of codes": ({}, {"code_share": 1.0}),
@@ -73,6 +74,7 @@ RUN: dict[str, Any] = {
     "distill": 0.7,
     "hints": 0.5,
     "code_share": 0.25,
+    "frozen_norms": True,
     "reestimate": False,
     "lr": 3e-3,
     "lr_codes": 1e-2,
@@ -89,7 +91,10 @@ def run_variant(name: str, seed: int, arguments: argparse.Namespace) -> dict[str
         data_dir=arguments.data_dir,
         calibration=arguments.images,
         seed=seed,
-        **{key: settings[key] for key in ("distill", "hints", "code_share", "lr", "lr_codes", "lr_projection")},
+        **{
+            key: settings[key]
+            for key in ("distill", "hints", "code_share", "frozen_norms", "lr", "lr_codes", "lr_projection")
+        },
     )
     data = _Data(options)
     sample = data.sample()
@@ -98,7 +103,7 @@ def run_variant(name: str, seed: int, arguments: argparse.Namespace) -> dict[str
     teacher = get_backbone(options.model).eval().requires_grad_(False)
     model = converted_model(teacher, sample, json.dumps(layers), settings["compensate"], arguments.positions, seed)
     for layer in model.modules():
-        if isinstance(layer, IntegerHashConv2d | IntegerHashLinear):
+        if isinstance(layer, IntegerHashLayer):
             layer.code_share = options.code_share
     converted = evaluate(model, held, packed=True)["accuracy"]
     fine_tune(model, teacher, train, options, arguments.steps)
@@ -145,6 +150,8 @@ def fine_tune(
     if options.hints > 0:
         hints.attach()
     model.train()
+    if options.frozen_norms:
+        freeze_norms(model)
     for _, (images, labels) in zip(range(steps), batches, strict=False):
         images = images.to(memory_format=torch.channels_last)
         with narrow:

@@ -39,7 +39,7 @@ from torch.nn import functional as F  # noqa: E402
 import bitbybit as bb  # noqa: E402
 from bitbybit.config.resnet20 import resnet20_pixel_patch_config  # noqa: E402
 from bitbybit.engine import fast_gradients  # noqa: E402
-from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear  # noqa: E402
+from bitbybit.integer_base import IntegerHashLayer  # noqa: E402
 from bitbybit.integer_reference import reference_forward  # noqa: E402
 from bitbybit.training.loop import use_bfloat16  # noqa: E402
 
@@ -68,7 +68,7 @@ def build(kind: str, hash_length: int, x: Tensor) -> nn.Module:
     if settings is not None:
         bb.calibrate(model, x)
     for layer in model.modules():
-        if "sampled" in kind and isinstance(layer, IntegerHashConv2d | IntegerHashLinear):
+        if "sampled" in kind and isinstance(layer, IntegerHashLayer):
             layer.code_share = 0.25
     return model.train()
 

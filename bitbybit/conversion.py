@@ -19,7 +19,8 @@ from numba import njit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitbybit.integer import LATENT_MEAN, NORM_LIMIT, SIGNED, UNSIGNED, IntegerHashConv2d, IntegerHashLinear
+from bitbybit.integer import LATENT_MEAN, IntegerHashConv2d, IntegerHashLinear
+from bitbybit.integer_base import NORM_LIMIT, SIGNED, UNSIGNED
 from bitbybit.patching import HashConfig, hash_layers, patch_model
 
 IntegerLayer = IntegerHashConv2d | IntegerHashLinear

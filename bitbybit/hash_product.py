@@ -61,7 +61,7 @@ class HashProduct(Function):
         grad_v = grad_line = grad_codes = grad_bias = None
         if for_v:
             grad_v = _backward(grad, v, line, of_line, of_input=True)
-        if for_line or for_codes:
+        if for_line or (for_codes and sampled < count):
             first = grad_line = _backward(grad[:sampled], v[:sampled], line, of_line, of_input=False)
             if sampled < count:
                 grad_line = first + _backward(grad[sampled:], v[sampled:], line, of_line, of_input=False)

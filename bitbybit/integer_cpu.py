@@ -14,6 +14,8 @@ from numba import njit, types
 from torch import Tensor
 
 from bitbybit.engine_cpu import _array, _bitcast, _float_bits, _in_parallel, _pool
+from bitbybit.layer_geometry import LayerGeometry, output_size
+from runtime.bitpack import pack
 from runtime.integer_layer import Geometry, Weights, empty_with_slack, run_layer
 
 _word_float = _bitcast(types.uint32, types.float32)
@@ -207,16 +209,46 @@ def apply_signs(z: Tensor, norms: Tensor) -> Tensor:
     return z
 
 
-def packed_answer(q: Tensor, weights: Weights, geometry: Geometry) -> tuple[Tensor, Tensor]:
+def packed_answer(
+    q: Tensor,
+    geometry: LayerGeometry,
+    *,
+    projection: Tensor,
+    tile_size: int,
+    centre: Tensor,
+    low: int,
+    norm_scale: float,
+    bits: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+) -> tuple[Tensor, Tensor]:
     """A layer's answer by the kernels that artifacts run on.
 
     Args:
         q: uint8[n, c, h, w], channels-last, as ``CentreImages`` gives it.
-        weights, geometry: of the layer.
+        geometry: of the layer.
+        projection: int8[k, features].
+        tile_size: features in a tile.
+        centre: int16[c].
+        low: the least quantised value.
+        norm_scale: of norms.
+        bits: bool[o, kh, kw, t, k], the weights' codes.
+        scale, bias: float32[o].
 
     Returns:
         float32[n, o, oh, ow], and norms uint8[n, t, h', w'] of the hashed positions; channels-last.
     """
+    left, right, top, bottom = geometry.pads
+    hashed = output_size((q.shape[2], q.shape[3]), geometry.pads, geometry.kernel, geometry.stride, geometry.dilation)
+    taps = (bits.shape[1], bits.shape[2])
+    answered = output_size(hashed, (0, 0, 0, 0), taps, geometry.code_stride, geometry.code_dilation)
+    sliding = Geometry(
+        geometry.kernel, geometry.stride, geometry.dilation, (top, left, bottom, right), hashed,
+        geometry.code_stride, geometry.code_dilation, answered,
+    )  # fmt: skip
+    weights = Weights(
+        projection.numpy(), tile_size, centre.numpy(), low, norm_scale, pack(bits.numpy()), scale.numpy(), bias.numpy()
+    )
     workers = torch.get_num_threads()
-    answer, norms = run_layer(weights, geometry, q.permute(0, 2, 3, 1).numpy(), _pool(workers).submit, workers)
+    answer, norms = run_layer(weights, sliding, q.permute(0, 2, 3, 1).numpy(), _pool(workers).submit, workers)
     return torch.from_numpy(answer).permute(0, 3, 1, 2), torch.from_numpy(norms).permute(0, 3, 1, 2)

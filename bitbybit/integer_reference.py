@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bitbybit.integer import NORM_LIMIT, IntegerHashConv2d, IntegerHashLinear
+from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
+from bitbybit.integer_base import NORM_LIMIT
 from bitbybit.sign_features import SIGN_SLOPE
 
 

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import nn
+
+
+class LayerGeometry(NamedTuple):
+    """How a hash layer slides over an image; pairs are (y, x).
+
+    Attributes:
+        kernel, stride, dilation: of the windows that are hashed.
+        pads: zeros around the image: left, right, top, bottom.
+        code_stride, code_dilation: with which the weights' codes slide over the hashed positions.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    code_stride: tuple[int, int]
+    code_dilation: tuple[int, int]
 
 
 def pair(value: int | tuple[int, ...]) -> tuple[int, int]:

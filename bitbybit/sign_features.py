@@ -20,14 +20,9 @@ Geometry = tuple[tuple[int, int], tuple[int, int]]  # stride and dilation
 SIGN_SLOPE = math.sqrt(2 / math.pi)
 
 
-def is_compiled(values: Tensor) -> bool:
-    """Whether the compiled loops take a computation: bfloat16 on a CPU, and something to compute."""
-    return (
-        integer_cpu is not None
-        and values.dtype == torch.bfloat16
-        and values.device.type == "cpu"
-        and values.numel() > 0
-    )
+def is_compiled(values: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the compiled loops take a computation in some type: bfloat16 on a CPU, and something to compute."""
+    return integer_cpu is not None and dtype == torch.bfloat16 and values.device.type == "cpu" and values.numel() > 0
 
 
 class SignLatent(Function):
@@ -74,7 +69,7 @@ def sign_features(v: Tensor, projection: Tensor, norms: Tensor, geometry: Geomet
     z = F.conv2d(v, projection, stride=stride, dilation=dilation)
     if offset is not None:
         z = z + offset
-    if is_compiled(z):
+    if is_compiled(z, z.dtype):
         assert integer_cpu is not None
         return integer_cpu.apply_signs(z, norms)
     wide = norms.repeat_interleave(projection.shape[0] // norms.shape[1], 1) if norms.shape[1] > 1 else norms

@@ -23,7 +23,7 @@ from test_images import pixels, png
 
 import bitbybit as bb
 from bitbybit.patching import hash_layers
-from bitbybit.utils.data import DATASETS, ImageArrays, normalise
+from bitbybit.utils.data import DATASETS, normalise
 from bitbybit.utils.models import get_backbone
 from bitbybit.utils.score import count_operations
 from runtime import opset
@@ -265,6 +265,21 @@ def test_compile_verifies_and_verify_finds_the_checkpoint_beside(cli, tiny_folde
     assert json.loads(report.read_text())["passed"] is True
 
 
+def test_verify_says_what_is_compared(cli, tiny_folder, tmp_path, monkeypatch):
+    from bitbybit import verify as verification
+
+    told = []
+    measured = verification.verify_artifact
+    monkeypatch.setattr(
+        verification, "verify_artifact", lambda *a, options, **k: (told.append(options), measured(*a, **k))[1]
+    )
+    flags = ("--samples", 4, "--layer-samples", 3, "--no-onnxruntime", "--processors", "--threads", 1)
+    outcome = cli("verify", tiny_folder / "tiny.onnx", *flags, "--report", tmp_path / "report.json")
+    assert outcome.code == 0, outcome
+    (options,) = told
+    assert (options.layer_samples, options.onnxruntime, options.processors, options.threads) == (3, False, True, 1)
+
+
 def test_verify_refuses_another_checkpoint_and_one_that_is_missing(cli, tiny_folder, tmp_path):
     artifact = copy_folder(tiny_folder, tmp_path / "net")
     other = save_tiny(tmp_path / "other.pth", seed=1)
@@ -301,77 +316,6 @@ def test_compile_refuses_an_output_that_cannot_be_written(cli, tiny_folder, tmp_
     refused(cli("compile", checkpoint, "--no-verify", "-o", checkpoint), "another file than the checkpoint")
     assert checkpoint.read_bytes() == content
     assert files_below(tmp_path) == before
-
-
-# train, score
-
-
-@pytest.fixture
-def small_data(monkeypatch):
-    from bitbybit.training import prepare
-
-    rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 256, (60, 8, 8, 3), np.uint8), np.arange(60) % 10
-    arrays = ImageArrays(x, y, x[:20], y[:20], tuple("0123456789"))
-    monkeypatch.setattr(prepare, "load_arrays", lambda *arguments, **keywords: arrays)
-
-
-FLOAT = ("train", "digits_tiny", "--float", "--epochs", 1, "--holdout", 10)
-
-
-def test_trains_then_hashes_exports_scores_and_compiles(cli, small_data, tmp_path):
-    flt, run, export = tmp_path / "float", tmp_path / "run", tmp_path / "out" / "net.pth"
-    assert cli(*FLOAT, "-o", flt).code == 0
-    weights = ("--weights", flt / "model.pth", "--epochs", 1, "--holdout", 10, "-k", 24, "--tile", 8)
-    outcome = cli("train", "digits_tiny", "-o", run, *weights, "--export", export)
-    assert outcome.code == 0, outcome
-    assert files_below(tmp_path / "out") == {"net.pth", "net.json"}
-    row = json.loads(cli("score", export, "--accuracy", 0.5, "--float-accuracy", 0.5, "--json").out)
-    assert (row["acc_drop"], row["hdops"] > 0, 0 < row["score"] <= 1) == (0, True, True)
-    assert cli("compile", run, "--no-verify").code == 0
-    assert (run / "model.onnx").is_file()
-    refused(cli(*FLOAT, "-o", flt), flt, "already holds a run; pass --resume")
-    assert cli("train", "digits_tiny", "-o", run, "--resume").code == 0
-
-
-def test_train_refuses_an_output_below_a_file(cli, small_data, tmp_path):
-    (tmp_path / "file.txt").write_text("a file")
-    below = tmp_path / "file.txt" / "run"
-    refused(cli(*FLOAT, "-o", below), tmp_path / "file.txt", "expected a folder")
-    refused(cli(*FLOAT, "-o", tmp_path / "run", "--export", below / "net.pth"), "file.txt", "expected a folder")
-    refused(cli(*FLOAT, "-o", tmp_path / "run", "--export", tmp_path / "net.json"), ".pth or .safetensors")
-    assert files_below(tmp_path) == {"file.txt"}
-
-
-def test_a_run_that_fails_before_its_first_epoch_leaves_nothing(cli, small_data, tmp_path):
-    run = tmp_path / "deep" / "run"
-    refused(
-        cli("train", "digits_tiny", "-o", run, "--weights", tmp_path / "none.pth"), "none.pth", "no such checkpoint"
-    )
-    refused(cli("train", "digits_tiny", "-o", run, "--tiling", "round"), "tiling: expected one of patch, pixel")
-    refused(cli(*FLOAT, "-o", run, "--optimizer", "lion"), "expected 'adam' or 'sgd', got 'lion'")
-    refused(cli("train", "digits_none", "-o", run), "unknown backbone 'digits_none'")
-    refused(cli("train", "digits_tiny", "-o", run, "--resume"), run, "not a training run's folder")
-    assert files_below(tmp_path) == set()
-    assert cli(*FLOAT, "-o", run).code == 0
-
-
-def test_without_data_or_network_each_command_says_where_it_looked(cli, no_network, tmp_path):
-    artifact = build(tmp_path / "net", card={"model": "cifar10_tiny", "dataset": "cifar10"})
-    data = tmp_path / "data"
-    data.mkdir()
-    before = files_below(tmp_path)
-    for arguments in (
-        ("train", "cifar10_tiny", "--float", "-o", tmp_path / "run"),
-        ("verify", artifact),
-        ("score", artifact.with_suffix(".pth"), "--float-accuracy", 0.9),
-    ):
-        outcome = cli(*arguments, "--data-dir", data)
-        refused(outcome, f"cifar10: no data in {data} (looked for cifar10.npz", "pass --data-dir")
-    assert files_below(tmp_path) == before
-    refused(cli("score", artifact.with_suffix(".pth")), "its card has no float accuracy; pass --float-accuracy")
-    (data / "cifar10.npz").write_bytes(b"damaged")
-    refused(cli("verify", artifact, "--data-dir", data), data / "cifar10.npz", "not a readable image archive")
 
 
 # other doors

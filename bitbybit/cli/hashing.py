@@ -54,3 +54,8 @@ def checked_config(model: str, path: Path | None, common: dict[str, Any]) -> dic
     config = read_hash_config(path) if path else {"common_params": common}
     patch_model(get_backbone(model, pretrained=False), config)
     return config
+
+
+def is_integer(config: dict[str, Any]) -> bool:
+    """Whether a configuration hashes layers in integer arithmetic."""
+    return any(settings.get("arithmetic") == "integer" for settings in config.values())

@@ -81,19 +81,19 @@ def train(
         "weight_decay": weight_decay,
         "warmup": warmup,
     }
+    config = None
+    if not float_:
+        common = hashing.common_settings(
+            kernel, hash_length, tiling, tile, output_tile, centring, orthogonal, arithmetic
+        )
+        config = hashing.checked_config(model, hash_config, common)
     options = TrainOptions(
         model=model,
         dataset=dataset,
         data_dir=data_dir,
         weights=weights,
         start=start,
-        hash_config=None
-        if float_
-        else hashing.checked_config(
-            model,
-            hash_config,
-            hashing.common_settings(kernel, hash_length, tiling, tile, output_tile, centring, orthogonal, arithmetic),
-        ),
+        hash_config=config,
         epochs=epochs,
         batch_size=batch_size,
         lr_projection=lr_projection,
@@ -105,7 +105,7 @@ def train(
         temperature=temperature,
         holdout=holdout,
         calibration=calibration,
-        frozen_norms=(not float_ and arithmetic == "integer") if frozen_norms is None else frozen_norms,
+        frozen_norms=config is not None and hashing.is_integer(config) if frozen_norms is None else frozen_norms,
         noise=_noise(comparator_offset, comparator_noise, projection_noise, projection_bits),
         seed=seed,
         device=device,

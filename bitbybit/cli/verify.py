@@ -82,7 +82,9 @@ def run_verification(
             source.model,
             normalise(arrays.test_x[chosen], spec.mean, spec.std),
             arrays.test_y[chosen],
-            options=VerifyOptions(layer_samples, onnxruntime, processors, threads=threads),
+            options=VerifyOptions(
+                layer_samples=layer_samples, onnxruntime=onnxruntime, processors=processors, threads=threads
+            ),
             checkpoint_sha256=source.sha256,
             progress=StageProgress(progress),
         )

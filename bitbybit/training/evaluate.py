@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
+from bitbybit.integer_base import packed_answers
 
 
 @torch.no_grad()
@@ -31,20 +32,16 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    layers = [layer for layer in model.modules() if isinstance(layer, IntegerHashConv2d | IntegerHashLinear)]
-    for layer in layers:
-        layer.packed = packed and layer.noise is None and not layer.real_codes
     correct = total = 0
     loss = 0.0
     for images, labels in loader:
         images, labels = images.to(device), labels.to(device)
-        logits = model(images)
+        with packed_answers() if packed else contextlib.nullcontext():
+            logits = model(images)
         loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
         correct += int((logits.argmax(1) == labels).sum())
         total += len(labels)
     model.train(was_training)
-    for layer in layers:
-        layer.packed = False
     return {"accuracy": correct / max(total, 1), "loss": loss / max(total, 1)}
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from bitbybit.engine import fast_gradients
 from bitbybit.errors import DivergenceError
-from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
+from bitbybit.integer_base import IntegerHashLayer
 from bitbybit.nn import HashConv2d, HashLinear
 from bitbybit.noise import AnalogNoise, NoiseSpec
 from bitbybit.training.evaluate import evaluate, first_non_finite_layer
@@ -86,6 +86,13 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
     return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
+def freeze_norms(model: nn.Module) -> None:
+    """Lets batch norm use the statistics that it has, until ``train()`` is called again."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
 def distillation_loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, options: TrainOptions) -> Tensor:
     """Cross entropy, mixed with the divergence from the teacher's softened answer.
 
@@ -147,7 +154,7 @@ class _Session:
             self.optimizer, lambda step: learning_rate_factor(step, total, options.warmup)
         )
         for layer in setup.model.modules():
-            if isinstance(layer, IntegerHashConv2d | IntegerHashLinear):
+            if isinstance(layer, IntegerHashLayer):
                 layer.code_share = options.code_share
         # Layers in float arithmetic choose their own types: a projection in bfloat16 would give other codes.
         exact = any(isinstance(layer, HashLinear | HashConv2d) for layer in setup.model.modules())
@@ -166,9 +173,7 @@ class _Session:
         setup.train.sampler.epoch = epoch
         model.train()
         if options.frozen_norms:
-            for module in model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            freeze_norms(model)
         started, losses, correct, seen = time.perf_counter(), 0.0, 0, 0
         if self.noise is not None:
             self.noise.attach()

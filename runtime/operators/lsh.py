@@ -62,15 +62,33 @@ def emit_encode(node: Node, builder: PlanBuilder) -> None:
 
 def window_of(node: Node, image: Sequence[int], positions: Sequence[int]) -> Window:
     """Geometry of the node's windows over [n, h, w, c], at [n, oh, ow, ...]."""
-    attributes = node.attributes
-    kernel, strides, pads = attributes["kernel_shape"], attributes["strides"], attributes["pads"]
+    kernel, strides, dilations, pads = (
+        node.attributes[name] for name in ("kernel_shape", "strides", "dilations", "pads")
+    )
+    return make_window(image, positions[1:3], kernel, strides, dilations, pads)
+
+
+def make_window(
+    image: Sequence[int],
+    positions: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    pads: Sequence[int],
+) -> Window:
+    """Geometry of windows.
+
+    Args:
+        image: n, h, w, c.
+        positions: oh, ow.
+        kernel, strides, dilations: (y, x).
+        pads: top, left, bottom, right.
+    """
     if [*kernel, *strides] == [1, 1, 1, 1] and not any(pads):
         # Every pixel is a position: one long row, so that windows always come in fours.
         pixels = image[0] * image[1] * image[2]
         return Window(1, pixels, image[3], 1, pixels, 1, 1, 1, 1, 1, 1, 0, 0)
-    return Window(
-        image[1], image[2], image[3], positions[1], positions[2], *kernel, *strides, *attributes["dilations"], *pads[:2]
-    )
+    return Window(*image[1:], *positions, *kernel, *strides, *dilations, *pads[:2])
 
 
 def _ring(packed: PackedProjection, centre: Array, tile_size: int, window: Window) -> tuple[Array, Array]:

@@ -145,11 +145,18 @@ def test_frozen_norms_keep_the_float_networks_statistics_and_learn_scale_and_shi
     assert not torch.equal(frozen["bn.weight"], before["bn.weight"])
 
 
-def test_hints_and_sampled_gradients_train(tiny, float_weights, tmp_path):
-    options = hashed_options(float_weights, "integer", hints=0.5, code_share=0.25)
-    result = train(options, tmp_path / "run")
-    assert math.isfinite(result.history[-1]["train_loss"])
-    assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
+def test_hints_raise_the_loss_by_the_blocks_error_and_reach_the_weights(tiny, float_weights, tmp_path):
+    plain, hinted = (
+        train(hashed_options(float_weights, "integer", hints=hints, epochs=1), tmp_path / str(hints))
+        for hints in (0.0, 0.5)
+    )
+    assert hinted.history[0]["train_loss"] > plain.history[0]["train_loss"]
+    assert not torch.equal(plain.model.conv.code_weight, hinted.model.conv.code_weight)
+
+
+def test_share_of_the_codes_gradient_reaches_every_layer(tiny, float_weights, tmp_path):
+    model = train(hashed_options(float_weights, "integer", code_share=0.25, epochs=1), tmp_path / "run").model
+    assert [layer.code_share for layer in hash_layers(model).values()] == [0.25, 0.25]
 
 
 def test_test_split_is_not_seen_before_the_end(tiny, tmp_path, monkeypatch):

@@ -1,0 +1,389 @@
+"""What both layers in integer arithmetic share: parameters, whole numbers, and how they compute; see ``integer``."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bitbybit.disturbance import Disturbance
+from bitbybit.errors import ConfigError
+from bitbybit.hash_product import HashProduct
+from bitbybit.kernel import HashKernel, kernel_factory
+from bitbybit.layer_geometry import LayerGeometry
+from bitbybit.sign_features import SIGN_SLOPE, Round, SignLatent, integer_cpu, is_compiled, sign_features
+from bitbybit.spec import HashSpec
+
+UNSIGNED, SIGNED = (0, 255), (-128, 127)
+NORM_LIMIT = 255  # a norm is one byte
+PROJECTION_LIMIT = 127  # an entry of P is one signed byte
+SQUARE_LIMIT = 255**2  # of a centred value
+EXACT_LIMIT = 1 << 24  # float32 holds every whole number up to here
+TILE_LIMIT = (EXACT_LIMIT - 1) // (NORM_LIMIT * PROJECTION_LIMIT)  # features in a tile
+
+_packed: ContextVar[bool] = ContextVar("packed", default=False)
+
+
+@contextlib.contextmanager
+def packed_answers() -> Iterator[None]:
+    """Lets layers answer by the runtime's kernels, on a CPU and outside training: the same bits, sooner."""
+    token = _packed.set(True)
+    try:
+        yield
+    finally:
+        _packed.reset(token)
+
+
+class IntegerHashLayer(nn.Module):
+    """A layer in integer arithmetic, up to what it slides over.
+
+    Attributes:
+        spec: how it is hashed.
+        features: of one vector, before it is cut in tiles.
+        tile_size: features in a tile; the last may be smaller.
+        tiles: number of tiles.
+        code_weight: float32[o, tiles * k, kh, kw], latent; a weight's bit is 1 where it is ``>= 0``.
+        gain: float32[o]; ``scale`` follows from it.
+        bias: float32[o].
+        centre: float32[c], subtracted from the input, in its units.
+        input_exponent: int64[]; the input is rounded to multiples of ``2 ** -input_exponent``.
+        input_signed: bool[]; whether inputs are -128..127 of these, or 0..255.
+        norm_scale: float32[], of the norm of a quantised vector.
+        noise: the disturbance that an analog array adds, or None.
+        code_share: share of a batch's images that the gradient of the codes is taken from, see ``HashProduct``.
+        real_codes: use the latent codes themselves instead of their signs, while training; such a layer cannot be
+            compiled until ``bitbybit.conversion.binarise`` has found its bits.
+    """
+
+    features: int
+    tile_size: int
+    tiles: int
+    pixel: bool
+    centre: Tensor
+    input_exponent: Tensor
+    input_signed: Tensor
+    norm_scale: Tensor
+
+    def _build(self, spec: HashSpec, channels: int, outputs: int, taps: int, kernel: tuple[int, int]) -> None:
+        self.spec = spec
+        tile = min(spec.input_tile_size or self.features, self.features)
+        if tile > TILE_LIMIT:
+            raise ConfigError(
+                f"input_tile_size: expected at most {TILE_LIMIT} features with integer arithmetic, got {tile}; "
+                "choose smaller tiles"
+            )
+        self.tile_size, self.tiles = tile, math.ceil(self.features / tile)
+        if NORM_LIMIT * spec.hash_length * self.tiles * math.prod(kernel) >= EXACT_LIMIT:
+            raise ConfigError(
+                f"hash_length {spec.hash_length} over {self.tiles} tiles and {math.prod(kernel)} taps: sums may pass "
+                f"2**24, where they are no longer exact; choose larger tiles or fewer bits"
+            )
+        self.hash_kernels = nn.ModuleList(
+            nn.ModuleList(
+                [
+                    kernel_factory(
+                        spec.hash_kernel_type,
+                        min(tile, self.features - start),
+                        outputs,
+                        spec.hash_length,
+                        orthogonal=spec.orthogonal,
+                        taps=taps,
+                    )
+                ]
+            )
+            for start in range(0, self.features, tile)
+        )
+        self.code_weight = nn.Parameter(torch.zeros(outputs, self.tiles * spec.hash_length, *kernel))
+        self.gain = nn.Parameter(torch.ones(outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.register_buffer("centre", torch.zeros(channels))
+        self.register_buffer("input_exponent", torch.tensor(4))
+        self.register_buffer("input_signed", torch.tensor(True))
+        self.register_buffer("norm_scale", torch.tensor(1.0))
+        self.noise: Disturbance | None = None
+        self.code_share = 1.0
+        self.real_codes = False
+
+    def kernels(self) -> Iterator[HashKernel]:
+        """Every kernel, input tile by input tile."""
+        for row in self.hash_kernels:
+            yield from row  # type: ignore[misc]
+
+    @property
+    def unit(self) -> Tensor:
+        """What ``acc`` counts, for one vector, in the units of the answer, divided by k: float32[]."""
+        return torch.ldexp(1 / (self.norm_scale * self.spec.hash_length), -self.input_exponent)
+
+    @property
+    def scale(self) -> Tensor:
+        """``y = acc * scale + bias``: float32[o], of the size of a weight where ``gain`` is trained."""
+        return self.gain * self.unit
+
+    def input_range(self) -> tuple[int, int]:
+        """Least and greatest quantised input."""
+        return SIGNED if bool(self.input_signed) else UNSIGNED
+
+    def hash_config(self) -> dict[str, object]:
+        """The layer's entry in a configuration for ``patch_model``."""
+        return dict(vars(self.spec))
+
+    def tile_projections(self) -> list[Tensor]:
+        """Whole numbers within +-127 for each tile: float32[k, d], each row scaled to its largest entry.
+
+        The gradient passes the rounding and goes to the kernels' projections.
+        """
+        matrices = [kernel.projection_matrix for kernel in self.kernels()]
+        whole = len(matrices) - (matrices[-1].shape != matrices[0].shape)  # the last tile may be smaller
+        stacked = list(_whole_rows(torch.stack(matrices[:whole])).unbind())
+        return stacked + [_whole_rows(p) for p in matrices[whole:]]
+
+    @torch.no_grad()
+    def integer_projection(self, projections: list[Tensor] | None = None) -> Tensor:
+        """P: int8[k, features], tiles side by side."""
+        return torch.cat(projections or self.tile_projections(), 1).to(torch.int8)
+
+    @torch.no_grad()
+    def integer_centre(self) -> Tensor:
+        """The centre in quantised units: int16[c]."""
+        low, high = self.input_range()
+        units = torch.ldexp(self.centre.double(), self.input_exponent).round()
+        return units.clamp(low, high).to(torch.int16)
+
+    @torch.no_grad()
+    def weight_bits(self) -> Tensor:
+        """The weights' codes: bool[o, kh, kw, t, k]."""
+        o, _, kh, kw = self.code_weight.shape
+        return (self.code_weight >= 0).view(o, self.tiles, -1, kh, kw).permute(0, 3, 4, 1, 2)
+
+    def quantise(self, x: Tensor) -> Tensor:
+        """``clamp(round(x 2^e))``: whole numbers as float32, in the shape of x."""
+        return Round.apply(torch.ldexp(x, self.input_exponent), *self.input_range())
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.code_weight.shape)}, tiles={self.tiles}, {self.spec}"
+
+    # The image that is hashed, and how P becomes a convolution of it, differ between tilings.
+
+    def _vectors(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _pads(self) -> tuple[int, int, int, int]:
+        """Zeros around the image: left, right, top, bottom."""
+        return (0, 0, 0, 0)
+
+    def _encode_geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """kernel, stride and dilation with which windows are hashed."""
+        raise NotImplementedError
+
+    def _dot_geometry(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """stride and dilation of the correlation."""
+        raise NotImplementedError
+
+    def _groups(self, projections: list[Tensor] | None = None) -> list[tuple[slice, Tensor, Tensor]]:
+        """For convolutions that share their channels: channels, projection [t * k, c, kh, kw], mask [t, c, kh, kw].
+
+        Tiles of pixels are one block-diagonal convolution; tiles of windows one convolution each, of the
+        channels that they touch.
+        """
+        kernel, _, _ = self._encode_geometry()
+        taps = math.prod(kernel)
+        projections = projections or self.tile_projections()
+        if self.noise is not None:
+            projections = [self.noise.quantised(p) for p in projections]
+        starts = [i * self.tile_size for i in range(self.tiles)]
+        ends = [start + p.shape[1] for start, p in zip(starts, projections, strict=True)]
+        if taps == 1:
+            rows = [F.pad(p, (a, self.features - b)) for p, a, b in zip(projections, starts, ends, strict=True)]
+            marks = [
+                F.pad(p.new_ones(1, b - a), (a, self.features - b))
+                for p, a, b in zip(projections, starts, ends, strict=True)
+            ]
+            shape = (-1, self.features, 1, 1)
+            return [(slice(0, self.features), torch.cat(rows).view(shape), torch.cat(marks).view(shape))]
+        found = []
+        for p, a, b in zip(projections, starts, ends, strict=True):
+            low, high = a // taps, math.ceil(b / taps)
+            around = (a - low * taps, high * taps - b)
+            shape = (-1, high - low, *kernel)
+            found.append(
+                (slice(low, high), F.pad(p, around).view(shape), F.pad(p.new_ones(1, b - a), around).view(shape))
+            )
+        return found
+
+    def _norms(self, v: Tensor, mask: Tensor) -> Tensor:
+        """Norms as whole numbers 0..255, without a gradient: float32[n, t, oh, ow]."""
+        _, stride, dilation = self._encode_geometry()
+        squares = v.detach().float().square()
+        if self.tile_size * SQUARE_LIMIT >= EXACT_LIMIT and not self.training:
+            squares = squares.double()
+        energy = F.conv2d(squares, mask.to(squares.dtype), stride=stride, dilation=dilation)
+        return torch.floor(energy.double().sqrt_() * self.norm_scale.double() + 0.5).clamp_(max=NORM_LIMIT).float()
+
+    @torch.no_grad()
+    def sign_features(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """``n sign(P v)`` of every hashed position, float[n, t * k, oh, ow].
+
+        Args:
+            x: float32[n, c, h, w].
+            dtype: of the features; bfloat16 holds them exactly. That of x when None.
+        """
+        dtype = dtype or x.dtype
+        return self._features(self._centred(x, dtype)[0])
+
+    @torch.no_grad()
+    def _features(self, v: Tensor, projections: list[Tensor] | None = None, known: Tensor | None = None) -> Tensor:
+        """Sign features of centred images, with projections and norms where they are known."""
+        _, stride, dilation = self._encode_geometry()
+        features, dtype, tile = [], v.dtype, 0
+        for index, (channels, projection, mask) in enumerate(self._groups(projections)):
+            part = v[:, channels] if channels != slice(0, v.shape[1]) else v
+            norms = self._norms(part, mask) if known is None else known[:, tile : tile + len(mask)]
+            tile += len(mask)
+            offset = None if self.noise is None else self._offset(self.noise, index, part, projection)
+            features.append(sign_features(part, projection.to(dtype), norms.to(dtype), (stride, dilation), offset))
+        return features[0] if len(features) == 1 else torch.cat(features, 1)
+
+    def _line_rows(self, projections: list[Tensor]) -> Tensor:
+        """R, of the lines ``R v`` through the sign features: float32[t * k, features], tiles on the diagonal.
+
+        The slope is that of the best line for Gaussian projections, so that the gradient is unbiased in the mean.
+        """
+        rows = []
+        for i, p in enumerate(projections):
+            lengths = p.detach().norm(dim=1, keepdim=True).clamp_min(1e-12)
+            slope = SIGN_SLOPE * math.sqrt(p.shape[1]) * self.norm_scale / lengths
+            start = i * self.tile_size
+            rows.append(F.pad(p * slope, (start, self.features - start - p.shape[1])))
+        return torch.cat(rows)
+
+    def _line_geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """kernel, stride and dilation of the convolution that a layer is a noisy version of."""
+        kernel, stride, dilation = self._encode_geometry()
+        taps = (self.code_weight.shape[2], self.code_weight.shape[3])
+        return (taps, *self._dot_geometry()) if taps != (1, 1) else (kernel, stride, dilation)
+
+    @torch.no_grad()
+    def _offset(self, noise: Disturbance, index: int, v: Tensor, projection: Tensor) -> Tensor:
+        """What an analog array adds to the projections ``P v``: float32[n, t * k, oh, ow], t tiles of the array."""
+        _, stride, dilation = self._encode_geometry()
+        v, projection = v.detach().float(), projection.detach().float()
+        z = F.conv2d(v, projection, stride=stride, dilation=dilation)
+        held = noise.held(index, projection)
+        seen = z if held is projection else F.conv2d(v, held, stride=stride, dilation=dilation)
+        by_tile = seen.unflatten(1, (-1, self.spec.hash_length)).permute(1, 0, 3, 4, 2)
+        return noise.read(index, by_tile).permute(1, 0, 4, 2, 3).flatten(1, 2) - z
+
+    def _centred(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """What is hashed, in the given type, and the quantised bytes where they come with it."""
+        if not is_compiled(x, dtype):
+            return self._vectors(x).to(dtype), None
+        assert integer_cpu is not None
+        return integer_cpu.CentreImages.apply(
+            x, int(self.input_exponent), self.input_range(), self.integer_centre(), self._pads()
+        )
+
+    def _answer(self, x: Tensor) -> Tensor:
+        """Estimates of images float32[n, c, h, w]: float32[n, o, oh, ow]."""
+        if torch.is_grad_enabled() and self.training:
+            dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+            with torch.autocast(x.device.type, enabled=False):
+                return self._trained_answer(x, dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            if _packed.get() and self.noise is None and not self.real_codes:
+                _, q = self._centred(x.float(), torch.bfloat16)
+                if q is not None:
+                    return self._packed_answer(q, self.tile_projections())[0]
+            acc = self._correlate(self.sign_features(x.float()))
+            return acc * self.scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+
+    def _trained_answer(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        signs = self.code_weight if self.real_codes else SignLatent.apply(self.code_weight)
+        projections = self.tile_projections()
+        codes, rows = signs * self.scale.view(-1, 1, 1, 1), self._line_rows(projections)
+        kernel, *of_line = self._line_geometry()
+        line = torch.einsum("oqhw,qf->ofhw", codes.detach(), rows).reshape(len(codes), -1, *kernel).to(dtype)
+        codes, bias = codes.to(dtype), self.bias.to(dtype)
+        sampled = max(1, round(self.code_share * len(x)))
+        v, q = self._centred(x, dtype)
+        if q is not None and self.noise is None and not self.real_codes:
+            exact, norms = self._packed_answer(q, projections)
+            answer = exact.to(dtype)
+            features = self._features(v.detach()[:sampled], projections, norms[:sampled])
+        else:
+            features = self._features(v.detach(), projections)
+            stride, dilation = self._dot_geometry()
+            answer = F.conv2d(features, codes.detach(), bias.detach(), stride=stride, dilation=dilation)
+            features = features if sampled == len(x) else features[:sampled].clone()
+        geometries = tuple(of_line), self._dot_geometry()
+        return HashProduct.apply(v, line, codes, bias, answer, features, rows.detach(), geometries)
+
+    @torch.no_grad()
+    def _packed_answer(self, q: Tensor, projections: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Answers float32 and norms uint8 of quantised images, from packed bits."""
+        assert integer_cpu is not None
+        geometry = LayerGeometry(*self._encode_geometry(), self._pads(), *self._dot_geometry())
+        return integer_cpu.packed_answer(
+            q,
+            geometry,
+            projection=self.integer_projection(projections),
+            tile_size=self.tile_size,
+            centre=self.integer_centre(),
+            low=self.input_range()[0],
+            norm_scale=float(self.norm_scale),
+            bits=self.weight_bits(),
+            scale=self.scale,
+            bias=self.bias,
+        )
+
+    def _correlate(self, features: Tensor) -> Tensor:
+        stride, dilation = self._dot_geometry()
+        weight = self.code_weight if self.real_codes else torch.where(self.code_weight >= 0, 1.0, -1.0)
+        return F.conv2d(features, weight, stride=stride, dilation=dilation)
+
+    @torch.no_grad()
+    def encode_integer(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and norms of an input, exact.
+
+        Args:
+            x: float32[n, c, h, w]; for a linear layer float32[..., features].
+
+        Returns:
+            bits bool[n, oh, ow, t, k] and norms uint8[n, oh, ow, t], over the padded grid of pixels or the windows.
+        """
+        v = self._vectors(self._as_image(x))
+        _, stride, dilation = self._encode_geometry()
+        bits, norms = [], []
+        for index, (channels, projection, mask) in enumerate(self._groups()):
+            part = v[:, channels]
+            z = F.conv2d(part, projection, stride=stride, dilation=dilation)
+            bits.append((z if self.noise is None else z + self._offset(self.noise, index, part, projection)) >= 0)
+            norms.append(self._norms(part, mask))
+        codes = torch.cat(bits, 1).unflatten(1, (self.tiles, -1)).permute(0, 3, 4, 1, 2)
+        return codes, torch.cat(norms, 1).permute(0, 2, 3, 1).to(torch.uint8)
+
+    @torch.no_grad()
+    def accumulate(self, bits: Tensor, norms: Tensor) -> Tensor:
+        """``sum of n (k - 2 d)``, exact.
+
+        Args:
+            bits, norms: as ``encode_integer`` gives them.
+
+        Returns:
+            float32[n, o, oh, ow] of whole numbers.
+        """
+        signed = norms.float().unsqueeze(-1) * torch.where(bits, 1.0, -1.0)
+        return self._correlate(signed.flatten(3).permute(0, 3, 1, 2).contiguous())
+
+    def _as_image(self, x: Tensor) -> Tensor:
+        return x
+
+
+def _whole_rows(p: Tensor) -> Tensor:
+    """Rows scaled so that the largest entry is ``PROJECTION_LIMIT``, and rounded."""
+    peak = p.detach().abs().amax(-1, keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
+    return Round.apply(p * (PROJECTION_LIMIT / peak), -PROJECTION_LIMIT, PROJECTION_LIMIT)

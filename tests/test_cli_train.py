@@ -1,0 +1,103 @@
+"""The commands that train and score: what they are told reaches the run, and nothing is left behind."""
+
+import json
+
+import numpy as np
+import pytest
+from command_line import build, files_below, refused
+
+from bitbybit.utils.data import ImageArrays
+
+pytest_plugins = ["command_fixtures"]
+
+
+@pytest.fixture
+def small_data(monkeypatch):
+    from bitbybit.training import prepare
+
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (60, 8, 8, 3), np.uint8), np.arange(60) % 10
+    arrays = ImageArrays(x, y, x[:20], y[:20], tuple("0123456789"))
+    monkeypatch.setattr(prepare, "load_arrays", lambda *arguments, **keywords: arrays)
+
+
+FLOAT = ("train", "digits_tiny", "--float", "--epochs", 1, "--holdout", 10)
+
+
+def test_trains_then_hashes_exports_scores_and_compiles(cli, small_data, tmp_path):
+    flt, run, export = tmp_path / "float", tmp_path / "run", tmp_path / "out" / "net.pth"
+    assert cli(*FLOAT, "-o", flt).code == 0
+    weights = ("--weights", flt / "model.pth", "--epochs", 1, "--holdout", 10, "-k", 24, "--tile", 8)
+    outcome = cli("train", "digits_tiny", "-o", run, *weights, "--export", export)
+    assert outcome.code == 0, outcome
+    assert files_below(tmp_path / "out") == {"net.pth", "net.json"}
+    row = json.loads(cli("score", export, "--accuracy", 0.5, "--float-accuracy", 0.5, "--json").out)
+    assert (row["acc_drop"], row["hdops"] > 0, 0 < row["score"] <= 1) == (0, True, True)
+    assert cli("compile", run, "--no-verify").code == 0
+    assert (run / "model.onnx").is_file()
+    refused(cli(*FLOAT, "-o", flt), flt, "already holds a run; pass --resume")
+    assert cli("train", "digits_tiny", "-o", run, "--resume").code == 0
+
+
+def test_train_refuses_an_output_below_a_file(cli, small_data, tmp_path):
+    (tmp_path / "file.txt").write_text("a file")
+    below = tmp_path / "file.txt" / "run"
+    refused(cli(*FLOAT, "-o", below), tmp_path / "file.txt", "expected a folder")
+    refused(cli(*FLOAT, "-o", tmp_path / "run", "--export", below / "net.pth"), "file.txt", "expected a folder")
+    refused(cli(*FLOAT, "-o", tmp_path / "run", "--export", tmp_path / "net.json"), ".pth or .safetensors")
+    assert files_below(tmp_path) == {"file.txt"}
+
+
+def test_a_run_that_fails_before_its_first_epoch_leaves_nothing(cli, small_data, tmp_path):
+    run = tmp_path / "deep" / "run"
+    refused(
+        cli("train", "digits_tiny", "-o", run, "--weights", tmp_path / "none.pth"), "none.pth", "no such checkpoint"
+    )
+    refused(cli("train", "digits_tiny", "-o", run, "--tiling", "round"), "tiling: expected one of patch, pixel")
+    refused(cli(*FLOAT, "-o", run, "--optimizer", "lion"), "expected 'adam' or 'sgd', got 'lion'")
+    refused(cli("train", "digits_none", "-o", run), "unknown backbone 'digits_none'")
+    refused(cli("train", "digits_tiny", "-o", run, "--resume"), run, "not a training run's folder")
+    assert files_below(tmp_path) == set()
+    assert cli(*FLOAT, "-o", run).code == 0
+
+
+def test_without_data_or_network_each_command_says_where_it_looked(cli, no_network, tmp_path):
+    artifact = build(tmp_path / "net", card={"model": "cifar10_tiny", "dataset": "cifar10"})
+    data = tmp_path / "data"
+    data.mkdir()
+    before = files_below(tmp_path)
+    for arguments in (
+        ("train", "cifar10_tiny", "--float", "-o", tmp_path / "run"),
+        ("verify", artifact),
+        ("score", artifact.with_suffix(".pth"), "--float-accuracy", 0.9),
+    ):
+        outcome = cli(*arguments, "--data-dir", data)
+        refused(outcome, f"cifar10: no data in {data} (looked for cifar10.npz", "pass --data-dir")
+    assert files_below(tmp_path) == before
+    refused(cli("score", artifact.with_suffix(".pth")), "its card has no float accuracy; pass --float-accuracy")
+    (data / "cifar10.npz").write_bytes(b"damaged")
+    refused(cli("verify", artifact, "--data-dir", data), data / "cifar10.npz", "not a readable image archive")
+
+
+@pytest.mark.parametrize(
+    ("settings", "frozen"),
+    [
+        ((), True),
+        (("--arithmetic", "float"), False),
+        (("--no-frozen-norms",), False),
+        (("--hash-config", {"arithmetic": "float"}), False),
+        (("--hash-config", {"arithmetic": "integer", "output_tile_size": None}), True),
+    ],
+)
+def test_batch_norm_is_frozen_where_layers_are_in_integer_arithmetic(cli, small_data, tmp_path, settings, frozen):
+    if settings[:1] == ("--hash-config",):
+        common = {"hash_kernel_type": "learned_projection", "hash_length": 16, "input_tile_size": 8}
+        (tmp_path / "hash.json").write_text(json.dumps({"common_params": common | settings[1]}))
+        settings = ("--hash-config", tmp_path / "hash.json")
+    assert cli(*FLOAT, "-o", tmp_path / "float").code == 0
+    weights = ("--weights", tmp_path / "float" / "model.pth", "--epochs", 1, "--holdout", 10, "--hints", 0.25)
+    outcome = cli("train", "digits_tiny", "-o", tmp_path / "run", *weights, "-k", 16, "--tile", 8, *settings)
+    assert outcome.code == 0, outcome
+    options = json.loads((tmp_path / "run" / "options.json").read_text())
+    assert (options["frozen_norms"], options["hints"], options["code_share"]) == (frozen, 0.25, 0.25)
+    assert json.loads((tmp_path / "float" / "options.json").read_text())["frozen_norms"] is False
