@@ -144,7 +144,8 @@ def test_gradients_are_nearly_those_of_the_layer_replaced(tiling):
 )
 def test_compiled_step_equals_torch_operators(tiling, convolution, kernel):
     _, layer = conv_layer(tiling=tiling, convolution=convolution, kernel=kernel)
-    x = torch.randn(4, 20, 8, 8).bfloat16().float().to(memory_format=torch.channels_last)
+    x = (3 * torch.randn(4, 20, 8, 8)).bfloat16().float().to(memory_format=torch.channels_last)
+    assert (x * 32 < -128.5).any() and (x * 32 > 127.5).any()  # some are clipped
     plain, compiled = layer.sign_features(x), layer.sign_features(x.clone(), torch.bfloat16)
     assert torch.equal(plain, compiled.float())
     layer.train()
@@ -152,12 +153,15 @@ def test_compiled_step_equals_torch_operators(tiling, convolution, kernel):
     leaves = [parameter for _, parameter in layer.named_parameters()]
     x.requires_grad_(True)
     expected = torch.autograd.grad((layer(x) * direction).sum(), [x, *leaves])
-    with torch.autocast("cpu", torch.bfloat16):
-        y = layer(x)
-    got = torch.autograd.grad((y.float() * direction).sum(), [x, *leaves])
-    for a, b in zip(got, expected, strict=True):
-        # products and gradients are rounded to bfloat16, 2**-9 each
-        assert float((a - b).norm() / b.norm()) < 0.01
+    narrow = x.detach().bfloat16().requires_grad_(True)  # as a layer inside a network is given it
+    for given in (x, narrow):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(given)
+        got = torch.autograd.grad((y.float() * direction).sum(), [given, *leaves])
+        for a, b in zip(got, expected, strict=True):
+            # products and gradients are rounded to bfloat16, 2**-9 each
+            assert float((a - b).norm() / b.norm()) < 0.01
+        assert torch.equal(got[0] == 0, expected[0] == 0)
 
 
 @pytest.mark.parametrize("tiling", ["pixel", "patch"])

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from bitbybit.errors import CheckpointError, ConfigError, DivergenceError
+from bitbybit.integer_base import IntegerHashLayer
 from bitbybit.patching import hash_layers
-from bitbybit.training import TrainOptions, reestimate_batch_norm, train
+from bitbybit.training import TrainOptions, evaluate, reestimate_batch_norm, train
 from bitbybit.training import prepare as prepare_module
 from bitbybit.training.loop import distillation_loss, learning_rate_factor, make_optimizer
 from bitbybit.training.run_folder import RunFolder
@@ -152,6 +153,19 @@ def test_hints_raise_the_loss_by_the_blocks_error_and_reach_the_weights(tiny, fl
     )
     assert hinted.history[0]["train_loss"] > plain.history[0]["train_loss"]
     assert not torch.equal(plain.model.conv.code_weight, hinted.model.conv.code_weight)
+
+
+def test_packed_evaluation_gives_the_same_figures_by_the_runtimes_kernels(tiny, float_weights, tmp_path, monkeypatch):
+    model = train(hashed_options(float_weights, "integer", epochs=1), tmp_path / "run").model
+    x, y = torch.randn(20, 3, 8, 8), torch.arange(20) % 10
+    plain = evaluate(model, [(x, y)])
+    calls = []
+    answer = IntegerHashLayer._packed_answer
+    monkeypatch.setattr(IntegerHashLayer, "_packed_answer", lambda *a: (calls.append(a[0]), answer(*a))[1])
+    assert evaluate(model, [(x, y)], packed=True) == plain
+    assert calls == list(hash_layers(model).values())
+    evaluate(model, [(x, y)])
+    assert len(calls) == 2
 
 
 def test_share_of_the_codes_gradient_reaches_every_layer(tiny, float_weights, tmp_path):

@@ -16,6 +16,7 @@ from onnx import ModelProto, NodeProto
 
 from bitbybit.verify.processors import PROCESSORS, Processor
 from runtime import InferenceSession
+from runtime.kernels import targets
 from runtime.reference_integer import lsh_conv_integer, lsh_encode_integer
 
 _PROGRAM = """
@@ -52,6 +53,15 @@ def run_elsewhere(
     assert done.returncode == 0, done.stderr
     with np.load(f"{images}.out.npz") as saved:
         return list(saved.values())
+
+
+def test_a_target_has_what_the_host_or_the_users_choice_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "_of_host", lambda: frozenset({"avx512f", "avx512bw"}))
+    assert targets.target_permutes() and not targets.target_multiplies_bytes()
+    monkeypatch.setattr(targets.config, "CPU_FEATURES", "+avx512f,+avx512bw,+avx512vnni", raising=False)
+    assert targets.target_multiplies_bytes()
+    monkeypatch.setattr(targets.config, "CPU_FEATURES", "", raising=False)
+    assert not targets.target_permutes()
 
 
 @pytest.mark.parametrize("hash_length", [64, 200])
