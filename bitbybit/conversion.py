@@ -1,9 +1,10 @@
 """Conversion without training: a float network's layers, fitted one after the other from a few hundred images.
 
 Every layer is given what the converted layers before it produce, and fitted to what the float network's layer
-answers, so that a layer makes good what those before it have lost.  For a layer in integer arithmetic this is a
-least-squares problem over bits: the answer is linear in the signs of the weights' codes,
-``y = scale sum of n h_x c + bias`` with ``c = +-1``, and coordinate descent flips one bit at a time.
+answers, so that a layer makes good what those before it have lost.  For a layer in integer arithmetic this takes two
+steps. Its projections are trained alone, see ``projection_fit``. Then the codes are a least-squares problem
+over bits, see ``bit_search``: the answer is linear in the signs of the weights' codes,
+``y = scale sum of n h_x c + bias`` with ``c = +-1``.
 """
 
 from __future__ import annotations
@@ -11,24 +12,23 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
-from numba import njit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bitbybit.bit_search import search_codes
 from bitbybit.integer import LATENT_MEAN, IntegerHashConv2d, IntegerHashLinear
 from bitbybit.integer_base import NORM_LIMIT, SIGNED, UNSIGNED
 from bitbybit.patching import HashConfig, hash_layers, patch_model
+from bitbybit.projection_fit import STEPS, fit_projections
 
 IntegerLayer = IntegerHashConv2d | IntegerHashLinear
-BLOCK_FEATURES = 2304  # sign features fitted at once: their products take 21 MB
+BLOCK_FEATURES = 4608  # sign features fitted at once: their products take 85 MB
 SAMPLE_BYTES = 1 << 30  # of sampled sign features in memory
 UNFOLDED_BYTES = 1 << 27  # of the windows of a few images, from which positions are taken
 NORM_QUANTILE = 0.999
-SWEEPS = 20  # over the bits; fewer where nothing flips any more
+ROUNDS = 2  # over the blocks, where there are several
 RIDGE = 1e-3  # of the mean square feature, for the real-valued start
 
 OnLayer = Callable[[int, int, str, float], None]  # number, of how many, name, share of the answer's variance lost
@@ -40,16 +40,18 @@ def convert(
     images: Tensor,
     *,
     positions: int = 24_000,
+    projection_steps: int = STEPS,
     seed: int = 0,
     on_layer: OnLayer | None = None,
 ) -> nn.Module:
-    """Hashes a float network and fits it to data; nothing is trained.
+    """Hashes a float network and fits it to data, layer by layer; no labels, no training of the network.
 
     Args:
         model: the float network; left as it is.
         config: for ``patch_model``. Layers in integer arithmetic are fitted; those in float arithmetic get centres.
         images: float32[n, c, h, w], normalised, not augmented.
-        positions: output positions that a layer is fitted to, over all images.
+        positions: output positions that a layer's codes are fitted to, over all images.
+        projection_steps: of fitting learned projections, for each layer; 0 leaves them as drawn.
         seed: of the random projections and of the choice of positions.
         on_layer: called after each layer.
 
@@ -64,7 +66,10 @@ def convert(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         patch_model(student, config)
-    fit_layers(student, teacher, images, positions=positions, seed=seed, on_layer=on_layer)
+    fit_layers(
+        student, teacher, images,
+        positions=positions, projection_steps=projection_steps, seed=seed, on_layer=on_layer,
+    )  # fmt: skip
     return student
 
 
@@ -75,6 +80,7 @@ def fit_layers(
     images: Tensor,
     *,
     positions: int = 24_000,
+    projection_steps: int = STEPS,
     seed: int = 0,
     compensate: bool = True,
     quantise: bool = True,
@@ -83,7 +89,7 @@ def fit_layers(
     """Fits every hash layer of a patched network, in the order in which data flows; see ``convert``.
 
     ``compensate`` gives a layer what the hashed layers before it answer; otherwise, what the float ones do.
-    ``quantise`` reads grids, centres and scales of norms off the data; otherwise they stay.
+    ``quantise`` reads grids, centres and scales of norms off the data; otherwise they stay, and so do projections.
     """
     student.eval()
     names = _in_order(student, images[:2])
@@ -95,6 +101,7 @@ def fit_layers(
             y = _value(teacher, name, images, of_input=False)
             if quantise:
                 set_quantisation(layer, x)
+                learn_projections(layer, x, y, positions=positions, steps=projection_steps, seed=seed + number)
             error = fit_codes(layer, x, y, positions=positions, seed=seed + number)
         elif isinstance(layer.centre, Tensor):
             layer.centre.copy_(x.mean(dim=(0, 2, 3)) if x.dim() == 4 else x.flatten(0, -2).mean(0))
@@ -207,9 +214,29 @@ def set_quantisation(layer: IntegerLayer, x: Tensor) -> None:
 
 
 @torch.no_grad()
-def fit_codes(
-    layer: IntegerLayer, x: Tensor, y: Tensor, *, positions: int = 24_000, seed: int = 0, sweeps: int = SWEEPS
-) -> float:
+def learn_projections(
+    layer: IntegerLayer, x: Tensor, y: Tensor, *, positions: int = 24_000, steps: int = STEPS, seed: int = 0
+) -> None:
+    """Fits a layer's projections, if they are learned ones; its codes are left as they are.
+
+    Args:
+        layer: quantisation set.
+        x, y, positions, seed: as for ``fit_codes``.
+        steps: of ``fit_projections``.
+    """
+    if steps < 1 or not any(True for kernel in layer.kernels() for _ in kernel.parameters()):
+        return
+    image = layer._as_image(x)
+    phi, wanted = _samples(layer, image, y, positions, seed)
+    phi_mean, wanted_mean = phi.mean(0), wanted.mean(0)
+    start = _real_solution(phi - phi_mean, wanted - wanted_mean)
+    bias = wanted_mean - phi_mean @ start
+    coefficients = start.T.reshape(layer.code_weight.shape)
+    fit_projections(layer, image, _answers(layer, y), coefficients, bias, steps=steps, seed=seed)
+
+
+@torch.no_grad()
+def fit_codes(layer: IntegerLayer, x: Tensor, y: Tensor, *, positions: int = 24_000, seed: int = 0) -> float:
     """Finds the weights' codes, scale and bias with which a layer's answers are nearest to ``y``.
 
     Args:
@@ -218,7 +245,6 @@ def fit_codes(
         y: the answers wanted, float32[n, o, oh, ow] or float32[..., o].
         positions: positions to fit to, over all images.
         seed: of their choice.
-        sweeps: over the bits.
 
     Returns:
         The share of the variance of ``y`` that is lost, mean over the outputs.
@@ -228,40 +254,32 @@ def fit_codes(
     phi -= phi_mean
     wanted -= wanted_mean
     total = wanted.square().sum(0).double()
-    count = phi.shape[1]
-    blocks = [slice(a, min(a + BLOCK_FEATURES, count)) for a in range(0, count, BLOCK_FEATURES)]
-    outputs = wanted.shape[1]
-    if len(blocks) == 1:
-        gram, cross = (phi.T @ phi), (phi.T @ wanted)
-        start = _ridge(gram, cross)
-        codes = torch.where(start >= 0, 1.0, -1.0)
-        scale = _descend(gram, cross, codes, None, sweeps)
+    start = _real_solution(phi, wanted)
+    codes = torch.where(start >= 0, 1.0, -1.0)
+    if phi.shape[1] <= BLOCK_FEATURES:
+        scale = search_codes(phi.T @ phi, phi.T @ wanted, codes)
     else:
-        start = _latents(layer)
-        codes = torch.where(start >= 0, 1.0, -1.0)
-        scale, start = _fit_blocks(phi, wanted, codes, blocks, sweeps)
+        scale = _search_blocks(phi, wanted, codes)
     answer = (phi @ codes) * scale
     lost = (wanted - answer).square().sum(0).double() / total.clamp_min(1e-30)
     latent = start.abs().clamp_max(3 * float(start.abs().mean())) * codes
     latent *= LATENT_MEAN / latent.abs().mean(0, keepdim=True).clamp_min(1e-12)
-    o, _, kh, kw = layer.code_weight.shape
-    layer.code_weight.copy_(latent.T.reshape(o, -1, kh, kw))
+    layer.code_weight.copy_(latent.T.reshape(layer.code_weight.shape))
     layer.gain.copy_(scale / layer.unit)
     layer.bias.copy_(wanted_mean - (phi_mean @ codes) * scale)
-    assert outputs == o
     return float(lost.mean())
 
 
-def _latents(layer: IntegerLayer) -> Tensor:
-    """The latent codes with features first: float32[t * k * kh * kw, o]."""
-    return layer.code_weight.detach().flatten(1).T.clone()
+def _answers(layer: IntegerLayer, y: Tensor) -> Tensor:
+    """Answers as an image: float32[n, o, oh, ow]."""
+    return y.reshape(-1, len(layer.code_weight), 1, 1) if isinstance(layer, IntegerHashLinear) else y
 
 
 def _samples(layer: IntegerLayer, image: Tensor, y: Tensor, positions: int, seed: int) -> tuple[Tensor, Tensor]:
     """Sign features float32[m, t * k * kh * kw], in 0..1, and wanted answers float32[m, o] at random positions."""
-    o, channels, kh, kw = layer.code_weight.shape
+    _, channels, kh, kw = layer.code_weight.shape
     stride, dilation = layer._dot_geometry()
-    wanted = y.reshape(-1, o, 1, 1) if isinstance(layer, IntegerHashLinear) else y
+    wanted = _answers(layer, y)
     n, places = len(wanted), wanted.shape[2] * wanted.shape[3]
     limit = max(1, SAMPLE_BYTES // (4 * channels * kh * kw))
     each = min(places, max(1, math.ceil(min(positions, limit) / n)))
@@ -280,6 +298,26 @@ def _samples(layer: IntegerLayer, image: Tensor, y: Tensor, positions: int, seed
     return torch.cat(features), torch.cat(targets)
 
 
+def _blocks(features: int) -> list[slice]:
+    return [slice(a, min(a + BLOCK_FEATURES, features)) for a in range(0, features, BLOCK_FEATURES)]
+
+
+def _real_solution(phi: Tensor, wanted: Tensor) -> Tensor:
+    """Real-valued coefficients float32[f, o] of centred features: the best ones, or near them where f is large."""
+    found = wanted.new_zeros(phi.shape[1], wanted.shape[1])
+    blocks = _blocks(phi.shape[1])
+    rest = wanted
+    for turn in range(1 if len(blocks) == 1 else ROUNDS):
+        for block in blocks:
+            part = phi[:, block]
+            if turn:
+                rest = rest + part @ found[block]
+            found[block] = _ridge(part.T @ part, part.T @ rest)
+            if len(blocks) > 1:
+                rest = rest - part @ found[block]
+    return found
+
+
 def _ridge(gram: Tensor, cross: Tensor) -> Tensor:
     """The real-valued solution of the least-squares problem."""
     damped = gram.double()
@@ -287,99 +325,18 @@ def _ridge(gram: Tensor, cross: Tensor) -> Tensor:
     return torch.linalg.solve(damped, cross.double()).float()
 
 
-def _fit_blocks(
-    phi: Tensor, wanted: Tensor, codes: Tensor, blocks: list[slice], sweeps: int, rounds: int = 2
-) -> tuple[Tensor, Tensor]:
-    """Block after block of the features, each fitted to what the others leave."""
+def _search_blocks(phi: Tensor, wanted: Tensor, codes: Tensor) -> Tensor:
+    """Block after block of the features, each fitted to what the others leave; ``codes`` is changed in place."""
     answer = phi @ codes
     scale = (answer * wanted).sum(0) / answer.square().sum(0).clamp_min(1e-12)
-    start = torch.empty_like(codes)
-    for turn in range(rounds):
-        for block in blocks:
+    for _ in range(ROUNDS):
+        for block in _blocks(phi.shape[1]):
             part = phi[:, block]
             rest = answer - part @ codes[block]
             left = wanted - rest * scale
-            gram, cross = part.T @ part, part.T @ left
             chosen = codes[block].contiguous()
-            if turn == 0:
-                start[block] = _ridge(gram, cross)
-            _descend(gram, cross, chosen, scale, sweeps)
+            search_codes(part.T @ part, part.T @ left, chosen, fixed=scale)
             codes[block] = chosen
             answer = rest + part @ chosen
             scale = (answer * wanted).sum(0) / answer.square().sum(0).clamp_min(1e-12)
-    return scale, start
-
-
-def _descend(gram: Tensor, cross: Tensor, codes: Tensor, fixed: Tensor | None, sweeps: int) -> Tensor:
-    """Flips bits of every output while that lowers the error; ``codes`` is changed in place.
-
-    Args:
-        gram: float32[f, f], products of the features.
-        cross: float32[f, o], products of features and wanted answers.
-        codes: float32[f, o] of +-1.
-        fixed: float32[o], the scale where other features share it; None: the best one, after each sweep.
-        sweeps: at most.
-
-    Returns:
-        float32[o], the scales.
-    """
-    outputs = codes.shape[1]
-    products, targets = gram.numpy(), np.ascontiguousarray(cross.T.numpy())
-    bits = np.ascontiguousarray(codes.T.numpy())
-    sums = np.ascontiguousarray((gram @ codes).T.numpy()).astype(np.float64)
-    scale = np.zeros(outputs, np.float64) if fixed is None else fixed.numpy().astype(np.float64)
-
-    def work(output: int) -> None:
-        scale[output] = descend_bits(
-            products, targets[output], bits[output], sums[output], scale[output], fixed is not None, sweeps
-        )
-
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(work, range(outputs)))
-    codes.copy_(torch.from_numpy(bits).T)
-    return torch.from_numpy(scale).float()
-
-
-@njit(nogil=True, cache=True, fastmath=True)
-def descend_bits(gram, cross, code, sums, scale, keep_scale, sweeps):
-    """Coordinate descent on ``|y - scale phi c|^2`` over ``c`` of +-1, for one output.
-
-    Args:
-        gram: float32[f, f], ``phi' phi``.
-        cross: float32[f], ``phi' y``.
-        code: float32[f] of +-1, changed.
-        sums: float64[f], ``gram code``, changed.
-        scale: start of the scale.
-        keep_scale: whether it stays.
-        sweeps: over the bits, at most.
-
-    Returns:
-        The scale, float64.
-    """
-    features = code.shape[0]
-    square = 0.0
-    product = 0.0
-    for j in range(features):
-        square += code[j] * sums[j]
-        product += code[j] * cross[j]
-    for _ in range(sweeps):
-        if not keep_scale:
-            scale = product / square if square > 0.0 else 0.0
-        flips = 0
-        for j in range(features):
-            c = np.float64(code[j])
-            square_change = 4.0 * (gram[j, j] - c * sums[j])
-            product_change = -2.0 * c * cross[j]
-            if scale * (scale * square_change - 2.0 * product_change) < 0.0:
-                square += square_change
-                product += product_change
-                code[j] = -code[j]
-                twice = 2.0 * c
-                for i in range(features):
-                    sums[i] -= twice * gram[j, i]
-                flips += 1
-        if flips == 0:
-            break
-    if keep_scale or square <= 0.0:
-        return scale
-    return product / square
+    return scale

@@ -54,7 +54,7 @@ def integer_network(*, exact: tuple[str, ...] = (), tiling: str = "pixel") -> tu
     images = torch.randn(16, 3, 12, 12)
     model = SmallResNet()
     reestimate_batch_norm(model, images)
-    return convert(model.eval(), config, images, positions=500), images
+    return convert(model.eval(), config, images, positions=500, projection_steps=5), images
 
 
 def write_artifact(path: Path, model: nn.Module, **metadata: object) -> Path:

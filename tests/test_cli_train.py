@@ -28,6 +28,7 @@ def test_trains_then_hashes_exports_scores_and_compiles(cli, small_data, tmp_pat
     flt, run, export = tmp_path / "float", tmp_path / "run", tmp_path / "out" / "net.pth"
     assert cli(*FLOAT, "-o", flt).code == 0
     weights = ("--weights", flt / "model.pth", "--epochs", 1, "--holdout", 10, "-k", 24, "--tile", 8)
+    weights += ("--projection-steps", 3)
     outcome = cli("train", "digits_tiny", "-o", run, *weights, "--export", export)
     assert outcome.code == 0, outcome
     assert files_below(tmp_path / "out") == {"net.pth", "net.json"}
@@ -80,24 +81,26 @@ def test_without_data_or_network_each_command_says_where_it_looked(cli, no_netwo
 
 
 @pytest.mark.parametrize(
-    ("settings", "frozen"),
+    ("settings", "frozen", "lr_projection"),
     [
-        ((), True),
-        (("--arithmetic", "float"), False),
-        (("--no-frozen-norms",), False),
-        (("--hash-config", {"arithmetic": "float"}), False),
-        (("--hash-config", {"arithmetic": "integer", "output_tile_size": None}), True),
+        ((), True, 0.0),
+        (("--arithmetic", "float"), False, 5e-4),
+        (("--no-frozen-norms", "--lr-projection", 0.25), False, 0.25),
+        (("--hash-config", {"arithmetic": "float"}), False, 5e-4),
+        (("--hash-config", {"arithmetic": "integer", "output_tile_size": None}), True, 0.0),
     ],
 )
-def test_batch_norm_is_frozen_where_layers_are_in_integer_arithmetic(cli, small_data, tmp_path, settings, frozen):
+def test_integer_arithmetic_has_defaults_of_its_own(cli, small_data, tmp_path, settings, frozen, lr_projection):
     if settings[:1] == ("--hash-config",):
         common = {"hash_kernel_type": "learned_projection", "hash_length": 16, "input_tile_size": 8}
         (tmp_path / "hash.json").write_text(json.dumps({"common_params": common | settings[1]}))
         settings = ("--hash-config", tmp_path / "hash.json")
     assert cli(*FLOAT, "-o", tmp_path / "float").code == 0
     weights = ("--weights", tmp_path / "float" / "model.pth", "--epochs", 1, "--holdout", 10, "--hints", 0.25)
+    weights += ("--projection-steps", 3)
     outcome = cli("train", "digits_tiny", "-o", tmp_path / "run", *weights, "-k", 16, "--tile", 8, *settings)
     assert outcome.code == 0, outcome
     options = json.loads((tmp_path / "run" / "options.json").read_text())
     assert (options["frozen_norms"], options["hints"], options["code_share"]) == (frozen, 0.25, 0.25)
+    assert (options["lr_projection"], options["projection_steps"]) == (lr_projection, 3)
     assert json.loads((tmp_path / "float" / "options.json").read_text())["frozen_norms"] is False

@@ -20,6 +20,7 @@ def convert(
     data_dir: str = typer.Option("data", help="Folder with DATASET.npz, or for torchvision's download."),
     images: int = typer.Option(512, min=16, help="Training images to fit to."),
     positions: int = typer.Option(24_000, min=256, help="Output positions that a layer is fitted to."),
+    projection_steps: int = typer.Option(150, min=0, help="Steps of fitting each layer's learned projections."),
     hash_config: Path | None = hashing.HASH_CONFIG,
     kernel: str = hashing.KERNEL,
     hash_length: int = hashing.HASH_LENGTH,
@@ -66,10 +67,14 @@ def convert(
             losses[name] = lost
             progress.update(task, description=f"{name}: {lost:.1%} lost", completed=number, total=count)
 
-        hashed = run_conversion(network, config, sample, positions=positions, seed=seed, on_layer=on_layer)
+        hashed = run_conversion(
+            network, config, sample,
+            positions=positions, projection_steps=projection_steps, seed=seed, on_layer=on_layer,
+        )  # fmt: skip
     seconds = time.perf_counter() - started
     card: dict[str, Any] = {"model": model, "dataset": options.dataset, "conversion": {
-        "images": len(sample), "positions": positions, "seed": seed, "seconds": round(seconds, 1),
+        "images": len(sample), "positions": positions, "projection_steps": projection_steps, "seed": seed,
+        "seconds": round(seconds, 1),
         "variance_lost": {name: round(lost, 4) for name, lost in losses.items()},
     }}  # fmt: skip
     if evaluate:
@@ -92,6 +97,6 @@ def _measure(network: Any, hashed: Any, options: Any) -> dict[str, float]:
 
     loader = test_loader(options)
     return {
-        "test_accuracy": measure(hashed, loader)["accuracy"],
+        "test_accuracy": measure(hashed, loader, packed=True)["accuracy"],
         "float_test_accuracy": measure(network, loader)["accuracy"],
     }

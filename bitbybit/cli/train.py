@@ -15,7 +15,7 @@ from bitbybit.cli.allocator import keep_freed_memory
 from bitbybit.cli.console import output, percent, progress_bar
 
 FLOAT_DEFAULTS = {"optimizer": "sgd", "lr": 0.2, "weight_decay": 5e-4, "warmup": 0.2}
-HASHED_DEFAULTS = {"optimizer": "adam", "lr": 3e-3, "weight_decay": 0.0, "warmup": 0.05}
+HASHED_DEFAULTS = {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "warmup": 0.05}
 
 
 def train(
@@ -40,9 +40,11 @@ def train(
     epochs: int = typer.Option(10, help="Passes over the training images."),
     batch_size: int = typer.Option(128, help="Images in a step."),
     optimizer: str = typer.Option("", help="adam or sgd. [default: adam, sgd with --float]"),
-    lr: float | None = typer.Option(None, help="Peak rate of weights. [default: 0.003, 0.2 with --float]"),
-    lr_projection: float = typer.Option(2e-2, help="Peak rate of learned projections."),
-    lr_codes: float = typer.Option(1e-2, help="Peak rate of latent weight codes (integer arithmetic)."),
+    lr: float | None = typer.Option(None, help="Peak rate of weights. [default: 0.001, 0.2 with --float]"),
+    lr_projection: float | None = typer.Option(
+        None, help="Peak rate of learned projections. [default: 0.0005; 0 in integer arithmetic]"
+    ),
+    lr_codes: float = typer.Option(1e-3, help="Peak rate of latent weight codes (integer arithmetic)."),
     code_share: float = typer.Option(
         0.25, help="Share of a batch that the gradient of weight codes is taken from (integer arithmetic)."
     ),
@@ -54,6 +56,7 @@ def train(
     temperature: float = typer.Option(4.0, help="Of the soft targets."),
     holdout: int = typer.Option(5000, help="Training images held out to choose the epoch; 0: none."),
     calibration: int = typer.Option(1024, help="Images for centres and batch-norm statistics."),
+    projection_steps: int = typer.Option(150, min=0, help="Steps of fitting each layer's learned projections first."),
     comparator_offset: float = typer.Option(0.0, help="Train under offsets of the 1-bit reads; see docs/noise.md."),
     comparator_noise: float = typer.Option(0.0, help="Train under noise of the 1-bit reads."),
     projection_noise: float = typer.Option(0.0, help="Train under relative errors of the entries of P."),
@@ -87,6 +90,7 @@ def train(
             kernel, hash_length, tiling, tile, output_tile, centring, orthogonal, arithmetic
         )
         config = hashing.checked_config(model, hash_config, common)
+    integer = config is not None and hashing.is_integer(config)
     options = TrainOptions(
         model=model,
         dataset=dataset,
@@ -96,7 +100,7 @@ def train(
         hash_config=config,
         epochs=epochs,
         batch_size=batch_size,
-        lr_projection=lr_projection,
+        lr_projection=(0.0 if integer else 5e-4) if lr_projection is None else lr_projection,
         lr_codes=lr_codes,
         code_share=code_share,
         label_smoothing=label_smoothing,
@@ -105,7 +109,8 @@ def train(
         temperature=temperature,
         holdout=holdout,
         calibration=calibration,
-        frozen_norms=config is not None and hashing.is_integer(config) if frozen_norms is None else frozen_norms,
+        projection_steps=projection_steps,
+        frozen_norms=integer if frozen_norms is None else frozen_norms,
         noise=_noise(comparator_offset, comparator_noise, projection_noise, projection_bits),
         seed=seed,
         device=device,

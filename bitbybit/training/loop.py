@@ -54,7 +54,10 @@ def learning_rate_factor(step: int, total: int, warmup: float) -> float:
 
 
 def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
-    """Adam or SGD over four groups: projections, latent codes, decayed weights, everything else."""
+    """Adam or SGD over four groups: projections, latent codes, decayed weights, everything else.
+
+    Projections and codes with a rate of 0 get no gradients any more.
+    """
     projections, codes, decayed, rest = [], [], [], []
     for name, parameter in model.named_parameters():
         if name.endswith("_learnable_projection_matrix"):
@@ -71,6 +74,9 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optim
         {"params": projections, "lr": options.lr_projection, "weight_decay": 0.0},
         {"params": codes, "lr": options.lr_codes, "weight_decay": 0.0},
     ]
+    for group in groups[2:]:
+        for parameter in group["params"]:
+            parameter.requires_grad_(group["lr"] > 0)
     groups = [g for g in groups if g["params"]]
     if options.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, nesterov=True)

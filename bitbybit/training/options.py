@@ -37,7 +37,9 @@ class TrainOptions:
             variance; see ``bitbybit.training.hints``.
         temperature: of the distillation's softmax.
         holdout: training images held out to choose the epoch; 0 trains on all, keeps the last.
-        calibration: training images from which centres and batch-norm statistics are taken.
+        calibration: training images from which centres and batch-norm statistics are taken, and to which layers are
+            fitted.
+        projection_steps: of fitting each layer's learned projections before the first epoch (integer arithmetic).
         frozen_norms: batch norm uses the float network's statistics, and learns its scale and shift alone. An estimate
             fitted to data has less variance than what it estimates; batch statistics would make it, noise and all,
             as large again.
@@ -71,6 +73,7 @@ class TrainOptions:
     temperature: float = 4.0
     holdout: int = 5000
     calibration: int = 1024
+    projection_steps: int = 150
     frozen_norms: bool = False
     noise: dict[str, Any] | None = None
     seed: int = 0
@@ -83,7 +86,16 @@ class TrainOptions:
         for name in ("epochs", "batch_size", "calibration"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("lr", "lr_projection", "lr_codes", "weight_decay", "temperature", "holdout", "hints"):
+        for name in (
+            "lr",
+            "lr_projection",
+            "lr_codes",
+            "weight_decay",
+            "temperature",
+            "holdout",
+            "hints",
+            "projection_steps",
+        ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}: expected a value of 0 or more, got {getattr(self, name)}")
         for name in ("distill", "warmup", "label_smoothing", "code_share"):

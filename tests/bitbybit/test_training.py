@@ -67,7 +67,8 @@ def float_options(**changes):
 def hashed_options(weights, arithmetic="float", **changes):
     settings = {"hash_kernel_type": "learned_projection", "hash_length": 16, "centring": True, "arithmetic": arithmetic}
     config = {"common_params": settings | ({"output_tile_size": None} if arithmetic == "integer" else {})}
-    return float_options(weights=str(weights), hash_config=config, optimizer="adam", lr=1e-3, distill=0.5, **changes)
+    fixed = {"hash_config": config, "optimizer": "adam", "distill": 0.5, "projection_steps": 5}
+    return float_options(weights=str(weights), **fixed, **{"lr": 1e-3, **changes})
 
 
 @pytest.fixture
@@ -308,6 +309,18 @@ def test_a_run_starts_from_a_converted_network(tiny, float_weights, tmp_path):
     second = train(options, tmp_path / "second")
     for (name, a), b in zip(first.model.named_parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_projections_without_a_rate_stay_and_cost_no_gradient(tiny, float_weights, tmp_path):
+    start = train(
+        hashed_options(float_weights, "integer", epochs=1, lr=0.0, lr_codes=0.0, lr_projection=0.0), tmp_path / "a"
+    )
+    tuned = train(hashed_options(float_weights, "integer", epochs=1, lr_codes=0.1, lr_projection=0.0), tmp_path / "b")
+    for (name, a), b in zip(start.model.named_parameters(), tuned.model.parameters(), strict=True):
+        if name.endswith("_learnable_projection_matrix"):
+            assert torch.equal(a, b) and b.grad is None, name
+        elif name.endswith("code_weight"):
+            assert not torch.equal(a, b), name
 
 
 def test_float_hash_layers_are_not_computed_in_bfloat16(tiny, float_weights, tmp_path):
