@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from bitbybit.bit_search import search_codes
 from bitbybit.integer import LATENT_MEAN, IntegerHashConv2d, IntegerHashLinear
-from bitbybit.integer_base import NORM_LIMIT, SIGNED, UNSIGNED
+from bitbybit.integer_base import NORM_LIMIT, SIGNED, UNSIGNED, packed_answers
 from bitbybit.patching import HashConfig, hash_layers, patch_model
 from bitbybit.projection_fit import STEPS, fit_projections
 
@@ -95,7 +95,8 @@ def fit_layers(
     names = _in_order(student, images[:2])
     for number, name in enumerate(names):
         layer = student.get_submodule(name)
-        x = _value(student if compensate else teacher, name, images, of_input=True)
+        with packed_answers():
+            x = _value(student if compensate else teacher, name, images, of_input=True)
         error = math.nan
         if isinstance(layer, IntegerLayer):
             y = _value(teacher, name, images, of_input=False)
