@@ -1,6 +1,6 @@
 """The record of ``bitbybit bench`` as a Markdown table: how many times faster the runtime is than each program.
 
-bitbybit bench artifacts/*_integer.onnx --data-dir DATA -o benchmarks/results
+bitbybit bench artifacts/cifar10_*_integer.onnx --data-dir DATA -o benchmarks/results
 python benchmarks/speed_table.py benchmarks/results/bench.json --batch 1 64
 """
 
