@@ -28,7 +28,8 @@ def search_codes(gram: Tensor, cross: Tensor, codes: Tensor, fixed: Tensor | Non
         gram: float32[f, f], products of the features.
         cross: float32[f, o], products of features and wanted answers.
         codes: float32[f, o] of +-1, where the search starts.
-        fixed: float32[o], the scale where other features share it; None: the best one.
+        fixed: float32[o], the scale where other features share it; None: the best one. With a fixed one there is no
+            tabu search: over the many outputs and blocks of a wide layer it takes minutes.
 
     Returns:
         float32[o], the scales.
@@ -40,10 +41,10 @@ def search_codes(gram: Tensor, cross: Tensor, codes: Tensor, fixed: Tensor | Non
     scale = np.zeros(outputs, np.float64) if fixed is None else fixed.numpy().astype(np.float64)
 
     def work(output: int) -> None:
-        keep = fixed is not None
         row = products, targets[output], bits[output], sums[output]
-        scale[output] = descend_bits(*row, scale[output], keep, SWEEPS)
-        scale[output] = tabu_bits(*row, scale[output], keep, TURNS * len(bits[output]))
+        scale[output] = descend_bits(*row, scale[output], fixed is not None, SWEEPS)
+        if fixed is None:
+            scale[output] = tabu_bits(*row, TURNS * len(bits[output]))
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(work, range(outputs)))
@@ -88,11 +89,11 @@ def descend_bits(gram, cross, code, sums, scale, keep_scale, sweeps):
 
 
 @njit(nogil=True, cache=True)
-def tabu_bits(gram, cross, code, sums, scale, keep_scale, turns):
-    """Tabu search, for one output; the code that it leaves is never worse than the one it is given.
+def tabu_bits(gram, cross, code, sums, turns):
+    """Tabu search, for one output, at the best scale; the code that it leaves is never worse than the one it is given.
 
     Args:
-        gram, cross, code, sums, scale, keep_scale: as for ``descend_bits``; ``sums`` is left as it is at the last turn.
+        gram, cross, code, sums: as for ``descend_bits``; ``sums`` is left as it is at the last turn.
         turns: flips that are made.
 
     Returns:
@@ -101,15 +102,15 @@ def tabu_bits(gram, cross, code, sums, scale, keep_scale, turns):
     features, diagonal = code.shape[0], np.diag(gram).copy()
     square, product = _square_and_product(cross, code, sums)
     if square <= 0.0:
-        return scale
-    least = _error(square, product, scale, keep_scale)
-    best, best_scale = code.copy(), scale if keep_scale else product / square
+        return 0.0
+    least = _error(square, product)
+    best, best_scale = code.copy(), product / square
     free_at = np.zeros(features, np.int64)
     for turn in range(turns):
         chosen, lowest = -1, np.inf
         for j in range(features):
             square_change, product_change = _change(diagonal, cross, code, sums, j)
-            error = _error(square + square_change, product + product_change, scale, keep_scale)
+            error = _error(square + square_change, product + product_change)
             if error < lowest and (free_at[j] <= turn or error < least):
                 chosen, lowest = j, error
         if chosen < 0:
@@ -122,7 +123,7 @@ def tabu_bits(gram, cross, code, sums, scale, keep_scale, turns):
         if lowest < least:
             least = lowest
             best[:] = code
-            best_scale = scale if keep_scale else product / square
+            best_scale = product / square
     code[:] = best
     return best_scale
 
@@ -139,10 +140,8 @@ def _square_and_product(cross, code, sums):
 
 
 @njit(nogil=True, inline="always")
-def _error(square, product, scale, keep_scale):
-    """``|y - scale phi c|^2 - |y|^2``, at the best scale unless it stays; never a negative scale."""
-    if keep_scale:
-        return scale * (scale * square - 2.0 * product)
+def _error(square, product):
+    """``|y - scale phi c|^2 - |y|^2`` at the best scale, which is never negative."""
     if product <= 0.0 or square <= 0.0:
         return 0.0
     return -product * product / square

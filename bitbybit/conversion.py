@@ -24,7 +24,7 @@ from bitbybit.patching import HashConfig, hash_layers, patch_model
 from bitbybit.projection_fit import STEPS, fit_projections
 
 IntegerLayer = IntegerHashConv2d | IntegerHashLinear
-BLOCK_FEATURES = 4608  # sign features fitted at once: their products take 85 MB
+BLOCK_FEATURES = 2304  # sign features fitted at once: their products take 21 MB
 SAMPLE_BYTES = 1 << 30  # of sampled sign features in memory
 UNFOLDED_BYTES = 1 << 27  # of the windows of a few images, from which positions are taken
 NORM_QUANTILE = 0.999
@@ -255,11 +255,14 @@ def fit_codes(layer: IntegerLayer, x: Tensor, y: Tensor, *, positions: int = 24_
     phi -= phi_mean
     wanted -= wanted_mean
     total = wanted.square().sum(0).double()
-    start = _real_solution(phi, wanted)
-    codes = torch.where(start >= 0, 1.0, -1.0)
     if phi.shape[1] <= BLOCK_FEATURES:
-        scale = search_codes(phi.T @ phi, phi.T @ wanted, codes)
+        gram, cross = phi.T @ phi, phi.T @ wanted
+        start = _ridge(gram, cross)
+        codes = torch.where(start >= 0, 1.0, -1.0)
+        scale = search_codes(gram, cross, codes)
     else:
+        start = _real_solution(phi, wanted)
+        codes = torch.where(start >= 0, 1.0, -1.0)
         scale = _search_blocks(phi, wanted, codes)
     answer = (phi @ codes) * scale
     lost = (wanted - answer).square().sum(0).double() / total.clamp_min(1e-30)
