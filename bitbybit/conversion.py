@@ -28,7 +28,7 @@ BLOCK_FEATURES = 2304  # sign features fitted at once: their products take 21 MB
 SAMPLE_BYTES = 1 << 30  # of sampled sign features in memory
 UNFOLDED_BYTES = 1 << 27  # of the windows of a few images, from which positions are taken
 NORM_QUANTILE = 0.999
-ROUNDS = 2  # over the blocks, where there are several
+ROUNDS = 2  # of searching the blocks, where there are several
 RIDGE = 1e-3  # of the mean square feature, for the real-valued start
 
 OnLayer = Callable[[int, int, str, float], None]  # number, of how many, name, share of the answer's variance lost
@@ -307,19 +307,13 @@ def _blocks(features: int) -> list[slice]:
 
 
 def _real_solution(phi: Tensor, wanted: Tensor) -> Tensor:
-    """Real-valued coefficients float32[f, o] of centred features: the best ones, or near them where f is large."""
-    found = wanted.new_zeros(phi.shape[1], wanted.shape[1])
-    blocks = _blocks(phi.shape[1])
-    rest = wanted
-    for turn in range(1 if len(blocks) == 1 else ROUNDS):
-        for block in blocks:
-            part = phi[:, block]
-            if turn:
-                rest = rest + part @ found[block]
-            found[block] = _ridge(part.T @ part, part.T @ rest)
-            if len(blocks) > 1:
-                rest = rest - part @ found[block]
-    return found
+    """Real-valued coefficients float32[f, o] of centred features; block after block, each of what the others leave."""
+    found, rest = [], wanted
+    for block in _blocks(phi.shape[1]):
+        part = phi[:, block]
+        found.append(_ridge(part.T @ part, part.T @ rest))
+        rest = rest - part @ found[-1]
+    return torch.cat(found)
 
 
 def _ridge(gram: Tensor, cross: Tensor) -> Tensor:
