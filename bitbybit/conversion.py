@@ -21,15 +21,17 @@ from bitbybit.bit_search import search_codes
 from bitbybit.integer import LATENT_MEAN, IntegerHashConv2d, IntegerHashLinear
 from bitbybit.integer_base import NORM_LIMIT, SIGNED, UNSIGNED, packed_answers
 from bitbybit.patching import HashConfig, hash_layers, patch_model
-from bitbybit.projection_fit import STEPS, fit_projections
+from bitbybit.projection_fit import LEFT_OUT, STEPS, fit_projections
 
 IntegerLayer = IntegerHashConv2d | IntegerHashLinear
 BLOCK_FEATURES = 2304  # sign features fitted at once: their products take 21 MB
 SAMPLE_BYTES = 1 << 30  # of sampled sign features in memory
 UNFOLDED_BYTES = 1 << 27  # of the windows of a few images, from which positions are taken
 NORM_QUANTILE = 0.999
+COEFFICIENTS = 1 << 20  # fitted beside projections; a wide layer's projections are fitted to some of its outputs
 ROUNDS = 2  # of searching the blocks, where there are several
-RIDGE = 1e-3  # of the mean square feature, for the real-valued start
+RIDGE = 1e-3  # of the mean square feature, for the bits' real-valued start
+FIT_RIDGE = 0.3  # where projections are fitted: coefficients that carry over to other images, as bits do
 
 OnLayer = Callable[[int, int, str, float], None]  # number, of how many, name, share of the answer's variance lost
 
@@ -227,13 +229,16 @@ def learn_projections(
     """
     if steps < 1 or not any(True for kernel in layer.kernels() for _ in kernel.parameters()):
         return
-    image = layer._as_image(x)
-    phi, wanted = _samples(layer, image, y, positions, seed)
+    image, answers = layer._as_image(x), _answers(layer, y)
+    kept = len(image) - len(image) // LEFT_OUT
+    phi, wanted = _samples(layer, image[:kept], answers[:kept], positions, seed)
+    outputs = _some_outputs(layer, seed)
+    wanted, answers = wanted[:, outputs], answers[:, outputs]
     phi_mean, wanted_mean = phi.mean(0), wanted.mean(0)
-    start = _real_solution(phi - phi_mean, wanted - wanted_mean)
+    start = _real_solution(phi - phi_mean, wanted - wanted_mean, FIT_RIDGE)
     bias = wanted_mean - phi_mean @ start
-    coefficients = start.T.reshape(layer.code_weight.shape)
-    fit_projections(layer, image, _answers(layer, y), coefficients, bias, steps=steps, seed=seed)
+    coefficients = start.T.reshape(-1, *layer.code_weight.shape[1:])
+    fit_projections(layer, image, answers, coefficients, bias, steps=steps, seed=seed)
 
 
 @torch.no_grad()
@@ -257,11 +262,11 @@ def fit_codes(layer: IntegerLayer, x: Tensor, y: Tensor, *, positions: int = 24_
     total = wanted.square().sum(0).double()
     if phi.shape[1] <= BLOCK_FEATURES:
         gram, cross = phi.T @ phi, phi.T @ wanted
-        start = _ridge(gram, cross)
+        start = _ridge(gram, cross, RIDGE)
         codes = torch.where(start >= 0, 1.0, -1.0)
         scale = search_codes(gram, cross, codes)
     else:
-        start = _real_solution(phi, wanted)
+        start = _real_solution(phi, wanted, RIDGE)
         codes = torch.where(start >= 0, 1.0, -1.0)
         scale = _search_blocks(phi, wanted, codes)
     answer = (phi @ codes) * scale
@@ -272,6 +277,14 @@ def fit_codes(layer: IntegerLayer, x: Tensor, y: Tensor, *, positions: int = 24_
     layer.gain.copy_(scale / layer.unit)
     layer.bias.copy_(wanted_mean - (phi_mean @ codes) * scale)
     return float(lost.mean())
+
+
+def _some_outputs(layer: IntegerLayer, seed: int) -> Tensor:
+    """Numbers of the outputs that projections are fitted to, int64[<= o]: all but in wide layers."""
+    outputs = len(layer.code_weight)
+    most = max(1, COEFFICIENTS // layer.code_weight[0].numel())
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(outputs, generator=generator)[:most].sort().values
 
 
 def _answers(layer: IntegerLayer, y: Tensor) -> Tensor:
@@ -306,20 +319,20 @@ def _blocks(features: int) -> list[slice]:
     return [slice(a, min(a + BLOCK_FEATURES, features)) for a in range(0, features, BLOCK_FEATURES)]
 
 
-def _real_solution(phi: Tensor, wanted: Tensor) -> Tensor:
+def _real_solution(phi: Tensor, wanted: Tensor, ridge: float) -> Tensor:
     """Real-valued coefficients float32[f, o] of centred features; block after block, each of what the others leave."""
     found, rest = [], wanted
     for block in _blocks(phi.shape[1]):
         part = phi[:, block]
-        found.append(_ridge(part.T @ part, part.T @ rest))
+        found.append(_ridge(part.T @ part, part.T @ rest, ridge))
         rest = rest - part @ found[-1]
     return torch.cat(found)
 
 
-def _ridge(gram: Tensor, cross: Tensor) -> Tensor:
-    """The real-valued solution of the least-squares problem."""
+def _ridge(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
+    """The real-valued solution of the least-squares problem, damped by ``ridge`` times the mean square feature."""
     damped = gram.double()
-    damped.diagonal().add_(RIDGE * damped.diagonal().mean() + 1e-12)
+    damped.diagonal().add_(ridge * damped.diagonal().mean() + 1e-12)
     return torch.linalg.solve(damped, cross.double()).float()
 
 

@@ -25,6 +25,8 @@ STEPS = 150
 RATE = 0.1  # of Adam, for entries of P, in units of their root mean square
 COEFFICIENT_RATE = 3e-3  # for the coefficients and the bias, in units of their own
 FEATURES_AT_ONCE = 1 << 22  # sign features of a step: 8 MiB of bfloat16
+PRODUCTS_AT_ONCE = 5 << 29  # of features and coefficients: what bounds the images of a step in a wide layer
+LEFT_OUT = 8  # one image in so many, to see whether the fit helps
 WIDEST, NARROWEST = 3.0, 0.1  # half the window, in root mean squares of a projected value
 
 
@@ -52,8 +54,11 @@ def fit_projections(
     *,
     steps: int = STEPS,
     seed: int = 0,
-) -> None:
+) -> bool:
     """Trains a layer's projections in place; those that are drawn at random and fixed stay.
+
+    Some images are left out of the fit. Where it does not lower their error, as with too few images for a wide layer,
+    the projections stay as they were.
 
     Args:
         layer: quantisation set.
@@ -63,35 +68,61 @@ def fit_projections(
         bias: float32[o], with them.
         steps: of Adam.
         seed: of the choice of images.
+
+    Returns:
+        Whether the projections were changed.
     """
     matrices = [p for kernel in layer.kernels() for p in kernel.parameters()]
     spread = wanted.var((0, 2, 3))
     alive = spread > 1e-6 * spread.max().clamp_min(1e-12)
     if not matrices or steps < 1 or not bool(alive.any()):
-        return
+        return False
     weight, shift = nn.Parameter(coefficients.clone()), nn.Parameter(bias.clone())
-    groups = [
-        {"params": matrices, "lr": RATE * math.sqrt(float(torch.cat([p.flatten() for p in matrices]).square().mean()))},
-        {"params": [weight], "lr": COEFFICIENT_RATE * float(weight.detach().abs().mean())},
-        {"params": [shift], "lr": COEFFICIENT_RATE * float(spread.mean().sqrt())},
-    ]
-    optimizer = torch.optim.Adam(groups)
+    optimizer = _optimizer(matrices, weight, shift, float(spread.mean().sqrt()))
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    features = layer.tiles * layer.spec.hash_length
-    batch = max(1, min(len(image), FEATURES_AT_ONCE // (features * image.shape[2] * image.shape[3])))
+    features = layer.tiles * layer.spec.hash_length * image.shape[2] * image.shape[3]
+    products = weight.numel() * wanted.shape[2] * wanted.shape[3]
+    kept = len(image) - len(image) // LEFT_OUT
+    batch = max(1, min(kept, FEATURES_AT_ONCE // features, PRODUCTS_AT_ONCE // products))
     generator = torch.Generator().manual_seed(seed)
     stride, dilation = layer._dot_geometry()
+
+    def loss(chosen: Tensor, width: float) -> Tensor:
+        phi = _trained_features(layer, image[chosen], width)
+        answer = F.conv2d(phi, weight, shift, stride, 0, dilation)
+        error = (answer.float() - wanted[chosen]).square().mean((0, 2, 3))
+        return (error[alive] / spread[alive]).mean()
+
+    @torch.no_grad()
+    def left_out() -> float:
+        parts = torch.arange(kept, len(image)).split(batch)
+        return sum(float(loss(part, NARROWEST)) * len(part) for part in parts)
+
     with torch.enable_grad(), _narrow(image):
+        drawn, before = [p.detach().clone() for p in matrices], left_out()
         for step in range(steps):
-            chosen = torch.randint(len(image), (batch,), generator=generator)
-            width = WIDEST * (NARROWEST / WIDEST) ** (step / steps)
-            phi = _trained_features(layer, image[chosen], width)
-            answer = F.conv2d(phi, weight, shift, stride, 0, dilation)
-            error = (answer.float() - wanted[chosen]).square().mean((0, 2, 3))
+            chosen = torch.randint(kept, (batch,), generator=generator)
             optimizer.zero_grad()
-            (error[alive] / spread[alive]).mean().backward()
+            loss(chosen, WIDEST * (NARROWEST / WIDEST) ** (step / steps)).backward()
             optimizer.step()
             scheduler.step()
+        better = kept == len(image) or left_out() < before
+    if not better:
+        for matrix, start in zip(matrices, drawn, strict=True):
+            matrix.data.copy_(start)
+    return better
+
+
+def _optimizer(matrices: list[nn.Parameter], weight: Tensor, shift: Tensor, answer_size: float) -> torch.optim.Adam:
+    """Adam, with rates in units of what it moves."""
+    size = math.sqrt(float(torch.cat([p.detach().flatten() for p in matrices]).square().mean()))
+    return torch.optim.Adam(
+        [
+            {"params": matrices, "lr": RATE * size},
+            {"params": [weight], "lr": COEFFICIENT_RATE * float(weight.detach().abs().mean())},
+            {"params": [shift], "lr": COEFFICIENT_RATE * answer_size},
+        ]
+    )
 
 
 def _narrow(image: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -12,7 +12,7 @@ from bitbybit.bit_search import descend_bits, tabu_bits
 from bitbybit.conversion import convert, fit_codes, learn_projections, set_quantisation
 from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
 from bitbybit.patching import hash_layers
-from bitbybit.projection_fit import WindowedSign
+from bitbybit.projection_fit import WindowedSign, fit_projections
 
 COMMON = {
     "hash_kernel_type": "random_projection",
@@ -152,6 +152,33 @@ def test_learned_projections_lose_less_than_drawn_ones(tiling, tile):
     assert after < 0.95 * before
     with torch.no_grad():
         assert float((layer(x) - y).square().mean() / y.var((0, 2, 3)).mean()) == pytest.approx(after, abs=0.05)
+
+
+def test_projections_stay_where_the_fit_does_not_carry_over_to_other_images():
+    torch.manual_seed(1)
+    x = torch.relu(torch.randn(16, 16, 4, 4))
+    layer, y, _ = fitted(nn.Conv2d(16, 8, 3, padding=1), x, hash_kernel_type="learned_projection")
+    before = layer.integer_projection()
+    learn_projections(layer, x, torch.randn_like(y), positions=1000)  # answers that nothing can tell
+    assert torch.equal(layer.integer_projection(), before)
+
+
+def test_projections_of_a_wide_layer_are_fitted_to_some_outputs(monkeypatch):
+    torch.manual_seed(1)
+    x = torch.relu(nn.Conv2d(4, 16, 3, padding=1)(torch.randn(64, 4, 8, 8))).detach()
+    layer, y, before = fitted(nn.Conv2d(16, 8, 3, padding=1), x, hash_kernel_type="learned_projection")
+    monkeypatch.setattr("bitbybit.conversion.COEFFICIENTS", 3 * layer.code_weight[0].numel())
+    fits = []
+    monkeypatch.setattr(
+        "bitbybit.conversion.fit_projections",
+        lambda *args, **options: fits.append(args[2:4]) or fit_projections(*args, **options),
+    )
+    learn_projections(layer, x, y, positions=4000)
+    (wanted, coefficients), *_ = fits
+    assert wanted.shape == (64, 3, 8, 8) and coefficients.shape == (3, *layer.code_weight.shape[1:])
+    chosen = [int((wanted[:, i : i + 1] == y).all(3).all(2).all(0).nonzero()) for i in range(3)]
+    assert chosen == sorted(set(chosen))
+    assert fit_codes(layer, x, y, positions=4000) < before
 
 
 def test_drawn_projections_and_no_steps_leave_p_as_it_is():
