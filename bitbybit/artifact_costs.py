@@ -118,7 +118,7 @@ class _Counter:
             centred=bool(self.model.initializers[centre].any()),
             again=not self.first(owner, x),
         )
-        stored = self.model.initializers[projection].nbytes if self.first("", projection) else 0
+        stored = self.model.stored_bytes(projection) if self.first("", projection) else 0
         return replace(row, projection_bytes=stored, weight_bytes=self._stored((centre,)))
 
     def _dot(self, node: Node) -> LayerCost:
@@ -147,7 +147,7 @@ class _Counter:
 
     def _stored(self, names: tuple[str, ...] | list[str]) -> int:
         """Bytes of initializers that no earlier node has counted."""
-        return sum(self.model.initializers[name].nbytes for name in names if self.first("", name))
+        return sum(self.model.stored_bytes(name) for name in names if self.first("", name))
 
     def _standard(self, node: Node) -> LayerCost | None:
         if node.op_type in MOVEMENT:

@@ -136,6 +136,11 @@ class NetworkCost:
         return {"layers": [x.to_dict() for x in self.layers], "total": total, "uncounted": list(self.uncounted)}
 
 
+def stored_bits(projection_bits: int) -> int:
+    """Bits that an entry of P takes in a file, in integer arithmetic."""
+    return 4 if projection_bits <= 4 else 8
+
+
 def encode_cost(
     name: str,
     *,
@@ -148,6 +153,7 @@ def encode_cost(
     inputs: int,
     centred: bool,
     again: bool = False,
+    projection_bits: int = 8,
 ) -> LayerCost:
     """Work of hashing a layer's input; a norm is one multiply-add for each feature and one for its root.
 
@@ -162,6 +168,7 @@ def encode_cost(
         inputs: activations read.
         centred: whether a centre is subtracted.
         again: whether another part of the layer has read these activations.
+        projection_bits: of an entry of P, in integer arithmetic.
     """
     whole = arithmetic == INTEGER
     tile_size = min(tile_size, features)
@@ -183,7 +190,7 @@ def encode_cost(
         integer_macs=norms if whole else 0,
         float_additions=0 if whole else centring,
         integer_additions=inputs + centring if whole else 0,  # an input is rounded and clamped once
-        projection_bytes=hash_length * features * (1 if whole else 4),
+        projection_bytes=(hash_length * features * (stored_bits(projection_bits) if whole else 32) + 7) // 8,
         traffic_bytes=4 * inputs + 2 * grid * tiles * unit,
         dense_elements=0 if again else inputs,
     )

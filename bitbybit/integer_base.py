@@ -17,14 +17,13 @@ from bitbybit.hash_product import HashProduct
 from bitbybit.kernel import HashKernel, kernel_factory
 from bitbybit.layer_geometry import LayerGeometry
 from bitbybit.sign_features import SIGN_SLOPE, Round, SignLatent, integer_cpu, is_compiled, sign_features
-from bitbybit.spec import HashSpec
+from bitbybit.spec import HashSpec, projection_limit
 
 UNSIGNED, SIGNED = (0, 255), (-128, 127)
 NORM_LIMIT = 255  # a norm is one byte
-PROJECTION_LIMIT = 127  # an entry of P is one signed byte
 SQUARE_LIMIT = 255**2  # of a centred value
 EXACT_LIMIT = 1 << 24  # float32 holds every whole number up to here
-TILE_LIMIT = (EXACT_LIMIT - 1) // (NORM_LIMIT * PROJECTION_LIMIT)  # features in a tile
+TILE_LIMIT = (EXACT_LIMIT - 1) // (NORM_LIMIT * projection_limit(8))  # features in a tile
 
 _packed: ContextVar[bool] = ContextVar("packed", default=False)
 
@@ -133,14 +132,16 @@ class IntegerHashLayer(nn.Module):
         return dict(vars(self.spec))
 
     def tile_projections(self) -> list[Tensor]:
-        """Whole numbers within +-127 for each tile: float32[k, d], each row scaled to its largest entry.
+        """Whole numbers for each tile: float32[k, d], each row scaled so that its largest entry has all the bits.
 
-        The gradient passes the rounding and goes to the kernels' projections.
+        That is within +-127 for 8 ``projection_bits``, within +-7 for 4. The gradient passes the rounding and goes to
+        the kernels' projections.
         """
         matrices = [kernel.projection_matrix for kernel in self.kernels()]
         whole = len(matrices) - (matrices[-1].shape != matrices[0].shape)  # the last tile may be smaller
-        stacked = list(_whole_rows(torch.stack(matrices[:whole])).unbind())
-        return stacked + [_whole_rows(p) for p in matrices[whole:]]
+        limit = projection_limit(self.spec.projection_bits)
+        stacked = list(_whole_rows(torch.stack(matrices[:whole]), limit).unbind())
+        return stacked + [_whole_rows(p, limit) for p in matrices[whole:]]
 
     @torch.no_grad()
     def integer_projection(self, projections: list[Tensor] | None = None) -> Tensor:
@@ -383,7 +384,7 @@ class IntegerHashLayer(nn.Module):
         return x
 
 
-def _whole_rows(p: Tensor) -> Tensor:
-    """Rows scaled so that the largest entry is ``PROJECTION_LIMIT``, and rounded."""
+def _whole_rows(p: Tensor, limit: int) -> Tensor:
+    """Rows scaled so that the largest entry is ``limit``, and rounded."""
     peak = p.detach().abs().amax(-1, keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
-    return Round.apply(p * (PROJECTION_LIMIT / peak), -PROJECTION_LIMIT, PROJECTION_LIMIT)
+    return Round.apply(p * (limit / peak), -limit, limit)

@@ -109,6 +109,7 @@ def _hashed(name: str, layer: Any, x: Tensor, y: Tensor) -> list[LayerCost]:
             inputs=x.numel() // groups,
             centred=centre is not None and bool(_group(centre, group, groups).any()),
             again=group in seen,
+            projection_bits=layer.spec.projection_bits,
         )
         channels = (x.shape[1] if convolution else layer.in_features) // groups
         rows.append(replace(encoded, weight_bytes=channels * (2 if whole else 4)))  # the centre

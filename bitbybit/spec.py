@@ -12,6 +12,12 @@ TILINGS = (PATCH, PIXEL)
 FLOAT = "float"
 INTEGER = "integer"
 ARITHMETICS = (FLOAT, INTEGER)
+PROJECTION_BITS = range(2, 9)
+
+
+def projection_limit(bits: int) -> int:
+    """The largest whole number in P with so many bits, sign included: 7 for 4, 127 for 8."""
+    return (1 << (bits - 1)) - 1
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class HashSpec:
         arithmetic: ``"float"``: angles estimated by a cosine, weights hashed by the inputs' projection;
             ``"integer"``: quantised inputs, weights with codes of their own, an estimate linear in the distance
             (``bitbybit.integer``).
+        projection_bits: of an entry of P in integer arithmetic, sign included, 2 to 8; up to 4 take half a byte.
     """
 
     hash_kernel_type: str = "random_projection"
@@ -39,6 +46,7 @@ class HashSpec:
     centring: bool = False
     orthogonal: bool = False
     arithmetic: str = FLOAT
+    projection_bits: int = 8
 
     def __post_init__(self) -> None:
         for name in ("hash_length", "input_tile_size", "output_tile_size"):
@@ -52,6 +60,13 @@ class HashSpec:
             raise ConfigError(f"tiling: expected one of {', '.join(TILINGS)}, got {self.tiling!r}")
         if self.arithmetic not in ARITHMETICS:
             raise ConfigError(f"arithmetic: expected one of {', '.join(ARITHMETICS)}, got {self.arithmetic!r}")
+        if self.projection_bits not in PROJECTION_BITS:
+            raise ConfigError(f"projection_bits: expected 2 to 8, got {self.projection_bits!r}")
+        if self.projection_bits != 8 and self.arithmetic != INTEGER:
+            raise ConfigError(
+                f"projection_bits: expected 8 with float arithmetic, whose P is float32, got {self.projection_bits}; "
+                "choose integer arithmetic"
+            )
 
 
 @dataclass(frozen=True)

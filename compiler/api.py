@@ -63,7 +63,7 @@ def compile_model(
     propagate_shapes(graph_module, input_shape)
     graph_module, passes = run_pipeline(graph_module, PIPELINE if options.optimise else REQUIRED)
     lowered = lower(graph_module)
-    version = opset.version_needed(lowered.builder.operators)
+    version = opset.version_needed(lowered.builder.operators, narrow=lowered.builder.has_narrow)
     model_proto = build_model(lowered, metadata_props(metadata, options, lowered.layers, version))
     return CompileResult(model_proto, CompileReport(passes, _layer_reports(graph_module)))
 

@@ -29,23 +29,26 @@ def build_model(lowered: Lowered, props: dict[str, str]) -> ModelProto:
     Raises:
         CompileError: ONNX's checker refuses the result, which is a defect of a lowering.
     """
-    output = lowered.output.name
+    output, builder = lowered.output.name, lowered.builder
+    version = opset.version_needed(builder.operators, narrow=builder.has_narrow)
     graph = helper.make_graph(
-        lowered.builder.nodes,
+        builder.nodes,
         "bitbybit",
         [value_info(lowered.input)],
         [value_info(lowered.output)],
-        lowered.builder.initializers(),
-        value_info=[info for info in lowered.builder.value_infos() if info.name != output],
+        builder.initializers(),
+        value_info=[info for info in builder.value_infos() if info.name != output],
     )
     model = helper.make_model(
         graph,
         ir_version=opset.IR_VERSION,
         opset_imports=[
-            helper.make_opsetid("", opset.ONNX_OPSET),
-            helper.make_opsetid(opset.DOMAIN, opset.version_needed(lowered.builder.operators)),
+            helper.make_opsetid("", opset.ONNX_OPSETS[version]),
+            helper.make_opsetid(opset.DOMAIN, version),
         ],
-        functions=[function_proto(name) for name in opset.OPERATORS if name in lowered.builder.operators],
+        functions=[
+            function_proto(name, opset.ONNX_OPSETS[version]) for name in opset.OPERATORS if name in builder.operators
+        ],
         producer_name="bitbybit",
         producer_version=bitbybit.__version__,
     )

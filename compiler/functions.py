@@ -242,8 +242,8 @@ _RESIDUAL = "  residual_double = Cast <to = 11> (residual)\n  total = Add (image
 
 
 @cache
-def _parsed(operator: str) -> bytes:
-    fields: dict[str, object] = {"domain": DOMAIN, "opset": ONNX_OPSET, "name": operator, "window_index": _WINDOW_INDEX}
+def _parsed(operator: str, onnx_opset: int) -> bytes:
+    fields: dict[str, object] = {"domain": DOMAIN, "opset": onnx_opset, "name": operator, "window_index": _WINDOW_INDEX}
     if operator == LSH_ENCODE:
         text = _ENCODE % fields
     elif operator == LSH_CONV:
@@ -259,15 +259,16 @@ def _parsed(operator: str) -> bytes:
     return bytes(parser.parse_function(text).SerializeToString())
 
 
-def function_proto(operator: str) -> FunctionProto:
+def function_proto(operator: str, onnx_opset: int = ONNX_OPSET) -> FunctionProto:
     """The body of one operator of the domain.
 
     Args:
         operator: a name of ``runtime.opset.OPERATORS``.
+        onnx_opset: version of the standard operators that the body is made of.
 
     Raises:
         KeyError: there is no such operator.
     """
     proto = FunctionProto()
-    proto.ParseFromString(_parsed(operator))
+    proto.ParseFromString(_parsed(operator, onnx_opset))
     return proto

@@ -14,9 +14,11 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from compiler.errors import CompileError
 from compiler.shapes import Shape
 from runtime import opset
+from runtime.bitpack import pack_nibbles
 
 FLOAT = TensorProto.FLOAT
 UINT8 = TensorProto.UINT8
+INT4 = TensorProto.INT4
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class GraphBuilder:
         self.nodes: list[NodeProto] = []
         self.operators: set[str] = set()
         self._initializers: dict[str, NDArray[Any]] = {}
+        self._narrow: set[str] = set()
         self._values: dict[str, Value] = {}
         self._prefixes: set[str] = set()
 
@@ -55,8 +58,18 @@ class GraphBuilder:
         self._prefixes.add(prefix)
         return prefix
 
-    def initializer(self, name: str, array: NDArray[Any]) -> Value:
+    @property
+    def has_narrow(self) -> bool:
+        """Whether a constant is stored in 4 bits."""
+        return bool(self._narrow)
+
+    def initializer(self, name: str, array: NDArray[Any], *, narrow: bool = False) -> Value:
         """Stores a constant; the same name with the same numbers is stored once.
+
+        Args:
+            name: of the constant; a number is added where it is taken.
+            array: the numbers.
+            narrow: store int8 numbers of -8..7 in 4 bits.
 
         Raises:
             CompileError: a number is NaN or infinite.
@@ -66,6 +79,9 @@ class GraphBuilder:
             raise CompileError(f"{name}: holds NaN or infinity; check the checkpoint that was compiled")
         name = self._free_name(name, array)
         self._initializers[name] = array
+        if narrow:
+            self._narrow.add(name)
+            return Value(name, array.shape, INT4, array)
         return Value(name, array.shape, helper.np_dtype_to_tensor_dtype(array.dtype), array)
 
     def _free_name(self, name: str, array: NDArray[Any]) -> str:
@@ -101,7 +117,12 @@ class GraphBuilder:
 
     def initializers(self) -> list[TensorProto]:
         """Every constant as raw little-endian data, in order of first use."""
-        return [numpy_helper.from_array(array, name) for name, array in self._initializers.items()]
+        return [
+            helper.make_tensor(name, INT4, array.shape, pack_nibbles(array), raw=True)
+            if name in self._narrow
+            else numpy_helper.from_array(array, name)
+            for name, array in self._initializers.items()
+        ]
 
     def value_infos(self) -> list[ValueInfoProto]:
         """Type and shape of every value that a node makes."""

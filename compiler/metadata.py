@@ -16,6 +16,8 @@ import bitbybit
 from bitbybit.spec import FLOAT
 from runtime import opset
 
+_DEFAULTS = (("arithmetic", FLOAT), ("projection_bits", 8))  # of a layer's settings
+
 
 @dataclass(frozen=True)
 class CompileOptions:
@@ -76,9 +78,9 @@ def metadata_props(
 
 
 def _hash_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without what says nothing: float arithmetic is what a layer has where none is named."""
+    """The configuration without what says nothing: what a layer has where nothing is named."""
     return {
-        name: {key: value for key, value in settings.items() if (key, value) != ("arithmetic", FLOAT)}
+        name: {key: value for key, value in settings.items() if (key, value) not in _DEFAULTS}
         if isinstance(settings, Mapping)
         else settings
         for name, settings in config.items()

@@ -1,4 +1,4 @@
-"""Bit packing of hash codes: the one definition of bit order in the project."""
+"""Packing of bits and of 4-bit numbers: the one definition of their order in the project."""
 
 from __future__ import annotations
 
@@ -52,3 +52,32 @@ def tail_is_clear(codes: NDArray[np.uint8], hash_length: int) -> bool:
 def popcount(codes: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Set bits over the last axis: int64[...] of uint8[..., bytes]."""
     return np.bitwise_count(codes).sum(axis=-1, dtype=np.int64)
+
+
+def fits_nibbles(numbers: NDArray[np.int8]) -> bool:
+    """Whether every number is one of 4 bits, -8..7."""
+    return bool(numbers.min() >= -8 and numbers.max() <= 7)
+
+
+def pack_nibbles(numbers: NDArray[np.int8]) -> bytes:
+    """Two numbers to a byte, the first in its lower half, as ONNX stores 4-bit tensors.
+
+    Args:
+        numbers: int8[...] of -8..7.
+    """
+    flat = numbers.reshape(-1).astype(np.uint8) & 15
+    even = np.pad(flat, (0, len(flat) % 2))
+    return bytes(even[::2] | (even[1::2] << 4))
+
+
+def unpack_nibbles(data: bytes, count: int) -> NDArray[np.int8]:
+    """Inverse of ``pack_nibbles``: int8[count].
+
+    Raises:
+        ValueError: there are not ``ceil(count / 2)`` bytes.
+    """
+    packed = np.frombuffer(data, np.uint8)
+    if len(packed) != (count + 1) // 2:
+        raise ValueError(f"4-bit numbers: expected {(count + 1) // 2} bytes for {count}, got {len(packed)}")
+    shifted = np.stack([packed << 4, packed & 240], axis=1).reshape(-1)[:count]
+    return shifted.view(np.int8) >> 4  # keeps the sign

@@ -7,6 +7,7 @@ operators are in ``runtime.lsh_rules``.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from runtime import opset
+from runtime.bitpack import unpack_nibbles
 from runtime.errors import ArtifactError, ArtifactVersionError
 from runtime.fallback import reference_has
 from runtime.lsh_rules import check_lsh_node
@@ -67,7 +69,7 @@ def _load(data: bytes) -> Model:
     graph = proto.graph
     _check_operators(proto, version, metadata.format_version)
     _check_functions(proto)
-    initializers = _initializers(graph)
+    initializers = _initializers(graph, version)
     inputs = tuple(_node_arg(value) for value in graph.input if value.name not in initializers)
     outputs = tuple(_node_arg(value) for value in graph.output)
     nodes = tuple(_node(node, index) for index, node in enumerate(graph.node))
@@ -79,7 +81,10 @@ def _load(data: bytes) -> Model:
             check_lsh_node(node, initializers, makers, channels)
         else:
             _check_standard(node)
-    return Model(inputs=inputs, outputs=outputs, nodes=nodes, initializers=initializers, metadata=metadata)
+    narrow = frozenset(tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.INT4)
+    return Model(
+        inputs=inputs, outputs=outputs, nodes=nodes, initializers=initializers, metadata=metadata, narrow=narrow
+    )
 
 
 def _parse(data: bytes) -> ModelProto:
@@ -123,7 +128,8 @@ def _check_versions(proto: ModelProto) -> int:
             f"artifact: expected IR version {opset.IR_VERSION}, got {proto.ir_version}; install a newer runtime"
         )
     versions = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in proto.opset_import}
-    for domain, known in (("", opset.ONNX_OPSET), (opset.DOMAIN, opset.DOMAIN_VERSION)):
+    onnx_opset = opset.ONNX_OPSETS.get(versions.get(opset.DOMAIN, 1), opset.ONNX_OPSET)
+    for domain, known in ((opset.DOMAIN, opset.DOMAIN_VERSION), ("", onnx_opset)):
         shown = domain or "ai.onnx"
         oldest = 1 if domain else known
         if domain not in versions:
@@ -165,7 +171,7 @@ def _check_functions(proto: ModelProto) -> None:
             )
 
 
-def _initializers(graph: GraphProto) -> dict[str, Array]:
+def _initializers(graph: GraphProto, version: int) -> dict[str, Array]:
     if graph.sparse_initializer:
         name = graph.sparse_initializer[0].values.name
         raise ArtifactError(f"initializer {name!r}: expected a dense tensor, got a sparse one; compile again")
@@ -173,6 +179,11 @@ def _initializers(graph: GraphProto) -> dict[str, Array]:
     for tensor in graph.initializer:
         if not tensor.name or tensor.name in found:
             raise ArtifactError(f"initializer {tensor.name!r}: expected a unique name, got it twice or empty")
+        if tensor.data_type == TensorProto.INT4 and version < opset.NARROW_SINCE:
+            raise ArtifactError(
+                f"initializer {tensor.name!r}: expected domain {opset.DOMAIN} version {opset.NARROW_SINCE} for 4-bit "
+                f"numbers, got {version}; compile again"
+            )
         found[tensor.name] = _array(tensor, f"initializer {tensor.name!r}")
     return found
 
@@ -181,7 +192,10 @@ def _array(tensor: TensorProto, subject: str) -> Array:
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
         raise ArtifactError(f"{subject}: expected data in the file, got external data; save it in one file")
     try:
-        array = np.ascontiguousarray(numpy_helper.to_array(tensor))
+        if tensor.data_type == TensorProto.INT4:
+            array = unpack_nibbles(tensor.raw_data, math.prod(tensor.dims))
+        else:
+            array = np.ascontiguousarray(numpy_helper.to_array(tensor))
     except (ValueError, TypeError, KeyError, NotImplementedError, OverflowError, MemoryError) as e:
         raise ArtifactError(f"{subject}: expected a whole tensor, got data that does not fit its shape") from e
     array.flags.writeable = False

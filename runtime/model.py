@@ -67,6 +67,7 @@ class Model:
         nodes: in an order in which every value is made before it is used.
         initializers: name to array; read-only.
         metadata: what ``metadata_props`` says.
+        narrow: names of initializers that the file holds in 4 bits and ``initializers`` as int8.
     """
 
     inputs: tuple[NodeArg, ...]
@@ -74,6 +75,12 @@ class Model:
     nodes: tuple[Node, ...]
     initializers: Mapping[str, Array]
     metadata: Metadata
+    narrow: frozenset[str] = frozenset()
+
+    def stored_bytes(self, name: str) -> int:
+        """Bytes that an initializer takes in the file."""
+        array = self.initializers[name]
+        return (array.size + 1) // 2 if name in self.narrow else int(array.nbytes)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 DOMAIN = "io.bitbybit"
-DOMAIN_VERSION = 2  # the newest that a reader knows; a writer imports the lowest that its operators need
-FORMAT_VERSION = 2  # alike; a file's two versions are equal
+DOMAIN_VERSION = 3  # the newest that a reader knows; a writer imports the lowest that its operators need
+FORMAT_VERSION = 3  # alike; a file's two versions are equal
 ONNX_OPSET = 20
+ONNX_OPSETS = {1: ONNX_OPSET, 2: ONNX_OPSET, 3: 21}  # by version of the domain; 4-bit tensors came with 21
 IR_VERSION = 10
 
 LSH_ENCODE = "LshEncode"
@@ -27,6 +28,7 @@ SINCE_VERSION = {  # operator to the version of the domain that brought it
     LSH_CONV_INTEGER: 2,
     LSH_CONV_ADD_INTEGER: 2,
 }
+NARROW_SINCE = 3  # version of the domain from which a projection may have 4 bits
 OPERATORS = tuple(SINCE_VERSION)
 ENCODE_OPERATORS = (LSH_ENCODE, LSH_ENCODE_INTEGER)
 INTEGER_OPERATORS = (LSH_ENCODE_INTEGER, LSH_CONV_INTEGER, LSH_CONV_ADD_INTEGER)
@@ -61,6 +63,11 @@ METADATA_KEYS = (
 )
 
 
-def version_needed(operators: Iterable[str]) -> int:
-    """The lowest version of domain and format that knows the operators; 1 where there are none."""
-    return max((SINCE_VERSION[name] for name in operators), default=1)
+def version_needed(operators: Iterable[str], *, narrow: bool = False) -> int:
+    """The lowest version of domain and format that knows the operators; 1 where there are none.
+
+    Args:
+        operators: names of the domain's.
+        narrow: whether a projection has 4 bits.
+    """
+    return max((SINCE_VERSION[name] for name in operators), default=1) if not narrow else NARROW_SINCE

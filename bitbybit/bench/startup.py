@@ -102,7 +102,7 @@ def measure_startup(artifact: Path, float_weights: Path | None, repetitions: int
         np.save(folder / "images.npy", np.random.default_rng(0).standard_normal(shape, np.float32))
         environment = _environment(folder / "kernels")
         peers = _peers(model.metadata.model, float_weights, shape[1:], folder, skipped)
-        own = sum(array.nbytes for array in model.initializers.values())
+        own = sum(model.stored_bytes(name) for name in model.initializers)
         cold = _start(_RUNTIME, str(artifact.resolve()), folder, environment)
         programs = {"runtime, warm": (_RUNTIME, str(artifact.resolve()), artifact.stat().st_size, own)} | peers
         samples: dict[str, list[dict[str, Any]]] = {program: [] for program in programs}

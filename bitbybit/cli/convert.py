@@ -30,6 +30,7 @@ def convert(
     centring: bool = hashing.CENTRING,
     orthogonal: bool = hashing.ORTHOGONAL,
     arithmetic: str = hashing.ARITHMETIC,
+    projection_bits: int = hashing.PROJECTION_BITS,
     evaluate: bool = typer.Option(True, help="Measure both networks on the test split."),
     seed: int = typer.Option(0, help="Of projections and of the choice of images."),
 ) -> None:
@@ -45,7 +46,9 @@ def convert(
     config = hashing.checked_config(
         model,
         hash_config,
-        hashing.common_settings(kernel, hash_length, tiling, tile, output_tile, centring, orthogonal, arithmetic),
+        hashing.common_settings(
+            kernel, hash_length, tiling, tile, output_tile, centring, orthogonal, arithmetic, projection_bits
+        ),
     )
     from bitbybit.checkpoint import save_checkpoint
     from bitbybit.conversion import convert as run_conversion

@@ -15,6 +15,7 @@ OUTPUT_TILE = typer.Option(0, help="Outputs that share a projection; 0: all (flo
 CENTRING = typer.Option(True, help="Hash x minus its mean.")
 ORTHOGONAL = typer.Option(True, help="Draw projections in orthogonal blocks.")
 ARITHMETIC = typer.Option("integer", help="integer (fast and most accurate) or float (cosine of angles).")
+PROJECTION_BITS = typer.Option(8, help="Bits of an entry of P (integer arithmetic): 2 to 8; 4 need half the bytes.")
 HASH_CONFIG = typer.Option(None, help="JSON file with a configuration for every layer, instead of these options.")
 
 
@@ -27,6 +28,7 @@ def common_settings(
     centring: bool,
     orthogonal: bool,
     arithmetic: str,
+    projection_bits: int,
 ) -> dict[str, Any]:
     """The options as the entry that ``patch_model`` takes for every layer."""
     return {
@@ -38,6 +40,7 @@ def common_settings(
         "centring": centring,
         "orthogonal": orthogonal,
         "arithmetic": arithmetic,
+        "projection_bits": projection_bits,
     }
 
 

@@ -84,8 +84,8 @@ def summarise(artifact: Path) -> dict[str, Any]:
                 "parts": layer.parts,
                 "fused": list(layer.fused),
                 "code_bytes": sum(a.nbytes for a in codes),
-                "projection_bytes": sum(a.nbytes for a in projections.values()),
-                "bytes": sum(a.nbytes for a in own.values()),
+                "projection_bytes": sum(model.stored_bytes(name) for name in projections),
+                "bytes": sum(model.stored_bytes(name) for name in own),
                 "hdops": hdops,
                 "flops": flops,
                 "float_bytes": 2 * flops,  # one float32 for every multiply-add of a position

@@ -37,6 +37,7 @@ def train(
     centring: bool = hashing.CENTRING,
     orthogonal: bool = hashing.ORTHOGONAL,
     arithmetic: str = hashing.ARITHMETIC,
+    projection_bits: int = hashing.PROJECTION_BITS,
     epochs: int = typer.Option(10, help="Passes over the training images."),
     batch_size: int = typer.Option(128, help="Images in a step."),
     optimizer: str = typer.Option("", help="adam or sgd. [default: adam, sgd with --float]"),
@@ -60,7 +61,6 @@ def train(
     comparator_offset: float = typer.Option(0.0, help="Train under offsets of the 1-bit reads; see docs/noise.md."),
     comparator_noise: float = typer.Option(0.0, help="Train under noise of the 1-bit reads."),
     projection_noise: float = typer.Option(0.0, help="Train under relative errors of the entries of P."),
-    projection_bits: int = typer.Option(0, help="Train with P rounded to so many bits; 0: not rounded."),
     frozen_norms: bool | None = typer.Option(
         None, help="Keep the float network's batch-norm statistics. [default: in integer arithmetic]"
     ),
@@ -87,7 +87,7 @@ def train(
     config = None
     if not float_:
         common = hashing.common_settings(
-            kernel, hash_length, tiling, tile, output_tile, centring, orthogonal, arithmetic
+            kernel, hash_length, tiling, tile, output_tile, centring, orthogonal, arithmetic, projection_bits
         )
         config = hashing.checked_config(model, hash_config, common)
     integer = config is not None and hashing.is_integer(config)
@@ -111,7 +111,7 @@ def train(
         calibration=calibration,
         projection_steps=projection_steps,
         frozen_norms=integer if frozen_norms is None else frozen_norms,
-        noise=_noise(comparator_offset, comparator_noise, projection_noise, projection_bits),
+        noise=_noise(comparator_offset, comparator_noise, projection_noise),
         seed=seed,
         device=device,
         precision=precision,
@@ -164,11 +164,11 @@ def _unclaimed_on_failure(folder: Path) -> Iterator[None]:
         raise
 
 
-def _noise(offset: float, noise: float, projection: float, bits: int) -> dict[str, Any] | None:
+def _noise(offset: float, noise: float, projection: float) -> dict[str, Any] | None:
     """The settings of the analog errors to train under, refused now if out of range; None where there are none."""
     from bitbybit.noise import NoiseSpec
 
-    spec = NoiseSpec(offset, noise, projection, bits)
+    spec = NoiseSpec(offset, noise, projection)
     return None if spec.is_exact else spec.to_dict()
 
 

@@ -10,6 +10,7 @@ from compiler.layers import PackedLayer
 from compiler.lowerings.context import Context
 from compiler.lowerings.part import PartNames
 from runtime import opset
+from runtime.bitpack import fits_nibbles
 
 
 def emit_integer_part(
@@ -18,7 +19,9 @@ def emit_integer_part(
     """The ``LshEncodeInteger`` and the ``LshConvInteger`` or ``LshConvAddInteger`` of a layer."""
     rule = part.quantisation
     _check(names.ctx, rule)
-    inputs = [x, names.keep("projection", part.projection.numpy()), names.keep("centre", part.centre.numpy())]
+    projection = part.projection.numpy()
+    narrow = fits_nibbles(projection)
+    inputs = [x, names.keep("projection", projection, narrow=narrow), names.keep("centre", part.centre.numpy())]
     codes, norms = names.encode(
         opset.LSH_ENCODE_INTEGER,
         layer,

@@ -30,9 +30,9 @@ class PartNames:
     prefix: str
     stored: str
 
-    def keep(self, name: str, array: np.ndarray[Any, Any]) -> Value:
-        """An initializer of the part."""
-        return self.ctx.builder.initializer(f"{self.stored}/{name}", array)
+    def keep(self, name: str, array: np.ndarray[Any, Any], *, narrow: bool = False) -> Value:
+        """An initializer of the part, stored in 4 bits where it is narrow."""
+        return self.ctx.builder.initializer(f"{self.stored}/{name}", array, narrow=narrow)
 
     def encode(
         self, operator: str, layer: PackedLayer, inputs: Sequence[Value], norms_type: int, **attributes: Any

@@ -133,8 +133,10 @@ def test_hashed_positions_are_the_distinct_pixels_that_are_met(pads, strides):
         {"hash_length": 31, "input_tile_size": 5},
         {"arithmetic": "integer"},
         {"arithmetic": "integer", "hash_length": 31, "input_tile_size": 5},
+        {"arithmetic": "integer", "hash_length": 31, "input_tile_size": 5, "projection_bits": 4},
+        {"arithmetic": "integer", "projection_bits": 6},
     ],
-    ids=["plain", "uncentred", "parts", "odd", "integer", "odd integer"],
+    ids=["plain", "uncentred", "parts", "odd", "integer", "odd integer", "4 bits", "6 bits"],
 )
 def test_an_artifact_and_its_network_agree(tiling, settings):
     torch.manual_seed(0)
@@ -162,16 +164,21 @@ def test_groups_read_their_own_channels():
     assert ours.dense_macs == 25 * 4 * 27
 
 
-@pytest.mark.parametrize("arithmetic", ["float", "integer"])
-def test_weight_bytes_are_those_of_the_file(tmp_path, arithmetic):
+@pytest.mark.parametrize(
+    "settings",
+    [{"arithmetic": "float"}, {"arithmetic": "integer"}, {"arithmetic": "integer", "projection_bits": 4}],
+    ids=["float", "integer", "4 bits"],
+)
+def test_weight_bytes_are_those_of_the_file(tmp_path, settings):
     torch.manual_seed(0)
-    settings = {"hash_length": 24, "input_tile_size": 8, "output_tile_size": None, "arithmetic": arithmetic}
+    settings = {"hash_length": 24, "input_tile_size": 8, "output_tile_size": None} | settings
     model = bb.patch_model(SmallResNet(), {"common_params": settings}).eval()
-    loaded = load_model(write_artifact(tmp_path / "a.onnx", model))
-    for layer in artifact_costs(loaded).layers:
+    path = write_artifact(tmp_path / "a.onnx", model)
+    stored = {tensor.name: len(tensor.raw_data) for tensor in onnx.load(path).graph.initializer}
+    for layer in artifact_costs(load_model(path)).layers:
         own = {
-            name: array.nbytes
-            for name, array in loaded.initializers.items()
+            name: size
+            for name, size in stored.items()
             if name.startswith(f"{layer.name}/") and not name.endswith("_shape")
         }
         if layer.hashed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,24 @@ def test_a_file_of_integer_layers_is_of_version_2_and_describes_them() -> None:
         onnx.TensorProto.FLOAT,
         onnx.TensorProto.FLOAT,
     ]
+
+
+@pytest.mark.parametrize(("bits", "largest"), [(2, 1), (3, 3), (4, 7), (5, 15), (7, 63), (8, 127)])
+@pytest.mark.parametrize("tiling", ["pixel", "patch"])
+def test_projections_of_few_bits_give_the_same_numbers_everywhere(bits: int, largest: int, tiling: str) -> None:
+    spec = {**INTEGER, "tiling": tiling, "input_tile_size": 5, "hash_length": 31, "projection_bits": bits}
+    model = integer(nn.Sequential(nn.Conv2d(7, 6, 3, padding=1)), spec, (7, 6, 5))
+    assert model[0].integer_projection().abs().amax(1).unique().tolist() == [largest]
+    x = torch.randn(2, 7, 6, 5)
+    proto = check_single(model, x)
+    compare(model, proto, x)
+    (projection,) = (tensor for tensor in proto.graph.initializer if tensor.name == "0/projection")
+    numbers = math.prod(projection.dims)
+    narrow = bits <= 4
+    assert len(projection.raw_data) == ((numbers + 1) // 2 if narrow else numbers)
+    assert {entry.domain: entry.version for entry in proto.opset_import} == (
+        {"": 21, "io.bitbybit": 3} if narrow else {"": 20, "io.bitbybit": 2}
+    )
 
 
 def test_float_layers_beside_integer_ones_keep_their_operators() -> None:

@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from integer_factory import make_integer_layer, tiny_integer_artifact
 from model_factory import LayerShape, layer_entry, make_artifact, make_layer, metadata
-from onnx import helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from runtime import ArtifactError, InferenceSession, opset
+from runtime.bitpack import pack_nibbles
 from runtime.loader import load_model
 
 ENCODE, CONV = opset.LSH_ENCODE_INTEGER, opset.LSH_CONV_INTEGER
@@ -43,6 +44,49 @@ def test_refuses_a_format_version_that_is_not_the_domain_s(format_version: str, 
     next(entry for entry in model.opset_import if entry.domain == opset.DOMAIN).version = expected
     helper.set_model_props(model, metadata(format_version=format_version))
     assert f"expected format version {expected} as that of domain io.bitbybit, got {format_version}" in refusal(model)
+
+
+def with_narrow_projection(data: bytes | None = None) -> ModelProto:
+    """The tiny artifact with a projection of 4-bit numbers, in version 3."""
+    model = tiny_integer_artifact()
+    place = next(i for i, tensor in enumerate(model.graph.initializer) if tensor.name.endswith("projection"))
+    numbers = np.clip(numpy_helper.to_array(model.graph.initializer[place]), -7, 7)
+    packed = pack_nibbles(numbers) if data is None else data
+    name = model.graph.initializer[place].name
+    tensor = TensorProto(name=name, data_type=TensorProto.INT4, dims=numbers.shape, raw_data=packed)
+    model.graph.initializer[place].CopyFrom(tensor)
+    for entry in model.opset_import:
+        entry.version = 21 if entry.domain == "" else 3
+    helper.set_model_props(model, metadata(format_version="3"))
+    return model
+
+
+def test_a_projection_of_4_bit_numbers_is_read_as_bytes() -> None:
+    model = load_model(with_narrow_projection().SerializeToString())
+    assert model.metadata.format_version == 3
+    (found,) = (array for name, array in model.initializers.items() if name.endswith("projection"))
+    (bytes_,) = (
+        array
+        for name, array in load_model(tiny_integer_artifact().SerializeToString()).initializers.items()
+        if name.endswith("projection")
+    )
+    np.testing.assert_array_equal(found, np.clip(bytes_, -7, 7))
+    assert found.dtype == np.int8
+
+
+def test_refuses_4_bit_numbers_in_an_older_version_or_of_another_count() -> None:
+    model = with_narrow_projection()
+    for entry in model.opset_import:
+        entry.version = 20 if entry.domain == "" else 2
+    helper.set_model_props(model, metadata(format_version="2"))
+    assert "expected domain io.bitbybit version 3 for 4-bit numbers, got 2" in refusal(model)
+    assert "expected a whole tensor" in refusal(with_narrow_projection(b"abc"))
+
+
+def test_refuses_the_standard_operators_of_another_version() -> None:
+    model = with_narrow_projection()
+    next(entry for entry in model.opset_import if entry.domain == "").version = 20
+    assert "expected domain ai.onnx version 21, got 20" in refusal(model)
 
 
 @pytest.mark.parametrize(
