@@ -52,6 +52,7 @@ def row_of(artifact: Path) -> dict[str, Any]:
     lengths = sorted({layer.spec.hash_length for layer in layers})
     tile = f"tiles of {spec.input_tile_size}" if spec.input_tile_size else "one tile"
     kernel = "learned P" if spec.hash_kernel_type == "learned_projection" else "random P"
+    kernel += f" of {spec.projection_bits} bits" if spec.projection_bits != 8 else ""
     bits = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
     operations, costs = count_operations(checkpoint.model), model_costs(checkpoint.model, INPUT_SHAPE)
     reference, accuracy = checkpoint.card["float_test_accuracy"], parity["torch_accuracy"]

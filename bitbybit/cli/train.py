@@ -45,7 +45,7 @@ def train(
     lr_projection: float | None = typer.Option(
         None, help="Peak rate of learned projections. [default: 0.0005; 0 in integer arithmetic]"
     ),
-    lr_codes: float = typer.Option(1e-3, help="Peak rate of latent weight codes (integer arithmetic)."),
+    lr_codes: float = typer.Option(1e-2, help="Peak rate of latent weight codes (integer arithmetic)."),
     code_share: float = typer.Option(
         0.25, help="Share of a batch that the gradient of weight codes is taken from (integer arithmetic)."
     ),

@@ -63,7 +63,7 @@ class TrainOptions:
     optimizer: str = "adam"
     lr: float = 1e-3
     lr_projection: float = 1e-4
-    lr_codes: float = 1e-3
+    lr_codes: float = 1e-2
     code_share: float = 1.0
     weight_decay: float = 0.0
     warmup: float = 0.05
