@@ -1,0 +1,98 @@
+"""Accuracy of every shipped network against the errors of an analog array, one kind at a time, in one plot.
+
+``bitbybit noise`` does the same for one network; see docs/noise.md for the kinds and their units.
+
+    python benchmarks/noise.py artifacts --data-dir DATA -o benchmarks/results/noise.json --plot docs/noise.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from bitbybit.checkpoint import Checkpoint, load_checkpoint
+from bitbybit.noise_study import BITS, KINDS, study_noise
+from bitbybit.utils.data import dataset_spec, load_arrays, normalise
+from bitbybit.utils.files import write_json
+
+LABELS = {
+    "comparator_offset": "comparator offset",
+    "comparator_noise": "comparator noise",
+    "projection_noise": "relative error of P",
+    "projection_bits": "bits of P",
+}
+
+
+def study(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, Any]:
+    """The accuracies of one network: those of ``NoiseStudy``, with its name and file."""
+    spec, arrays = dataset_spec(checkpoint.dataset), load_arrays(checkpoint.dataset, options.data_dir)
+    step = max(1, len(arrays.test_y) // options.images)
+    chosen = slice(0, step * options.images, step)  # a split may be sorted
+    images = normalise(arrays.test_x[chosen], spec.mean, spec.std)
+    levels = {kind: options.bits if kind == BITS else options.levels for kind in KINDS}
+    found = study_noise(
+        checkpoint.model, images, torch.from_numpy(arrays.test_y[chosen]), levels=levels, chips=options.chips
+    )
+    return {"file": checkpoint.path.name, "sha256": checkpoint.sha256, **found.to_dict()}
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy against level, one panel for each kind of error, one line for each network."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(KINDS), figsize=(3.6 * len(KINDS), 4.2), sharey=True, layout="constrained")
+    for axis, kind in zip(axes, KINDS, strict=True):
+        for row in rows:
+            points = sorted((p for p in row["rows"] if p["kind"] == kind), key=lambda p: p["level"])
+            axis.errorbar(
+                [p["level"] for p in points],
+                [100 * p["mean"] for p in points],
+                [100 * p["spread"] for p in points],
+                marker="o", markersize=3, capsize=2, label=Path(row["file"]).stem,
+            )  # fmt: skip
+        axis.set(xlabel=LABELS[kind], ylim=(0, 100))
+        axis.grid(alpha=0.3)
+        if kind == BITS:
+            axis.invert_xaxis()
+    axes[0].set_ylabel("test accuracy, %")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=3)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Measures, prints a table, and writes the record and the plot."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--images", type=int, default=500, help="test images, spread over the split")
+    parser.add_argument("--levels", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.4])
+    parser.add_argument("--bits", type=int, nargs="+", default=[6, 4, 3, 2])
+    parser.add_argument("--chips", type=int, default=2)
+    parser.add_argument("-o", "--output", type=Path, help="JSON file")
+    parser.add_argument("--plot", type=Path, help="PNG file")
+    options = parser.parse_args()
+    paths = [path.with_suffix(".pth") for path in sorted(options.folder.glob("*.onnx"))]
+    if not paths:
+        raise SystemExit(f"{options.folder}: expected compiled artifacts (.onnx), found none")
+    rows = []
+    for path in paths:
+        rows.append(study(load_checkpoint(path), options))
+        print(f"\n{path.stem}: {100 * rows[-1]['exact']:.1f} % exact, {rows[-1]['images']} images", flush=True)
+        for row in rows[-1]["rows"]:
+            print(
+                f"  {LABELS[row['kind']]:<20} {row['level']:<5g} {100 * row['mean']:.1f} +- {100 * row['spread']:.1f}"
+            )
+        if options.output:
+            write_json(options.output, {"images": options.images, "chips": options.chips, "networks": rows})
+    if options.plot:
+        plot(rows, options.plot)
+
+
+if __name__ == "__main__":
+    main()
