@@ -21,6 +21,7 @@ import numpy as np
 from runtime.batching import batch_is_separable
 from runtime.builder import Work
 from runtime.errors import ArtifactError
+from runtime.kernels.native import call_all_timed
 from runtime.model import Array, Model
 from runtime.plan import BoundPlan, Plan, bind_plan, build_plan, parts_of
 from runtime.profile import Profiler, StepTime
@@ -182,17 +183,26 @@ class Executor:
         """Runs every step; ``shared`` lets threads share one step's positions."""
         run = self._share if shared and self._workers is not None else _run_alone
         if self._profiler is None:
-            for work in bound.stages:
-                run(work)
+            for stage in bound.stages:
+                run(stage.work)
             return
-        times = []
+        edges: list[tuple[int, int]] = []  # begin and end of each step, in ns
+        for stage in bound.stages:
+            times = None if stage.native is None else call_all_timed(stage.native)
+            if times is not None:
+                edges += pairwise(times.tolist())
+                continue
+            for work in bound.works[len(edges) : len(edges) + stage.steps]:
+                begin = time.perf_counter_ns()
+                run(work)
+                edges.append((begin, time.perf_counter_ns()))
         thread = threading.get_ident()
-        for step, work in zip(bound.plan.steps, bound.works, strict=True):
-            begin = time.perf_counter_ns()
-            run(work)
-            took = time.perf_counter_ns() - begin
-            times.append(StepTime(step.name, step.op_type, took / 1e6, step.shape, begin / 1e3, thread))
-        self._profiler.add(times)
+        self._profiler.add(
+            [
+                StepTime(step.name, step.op_type, (end - begin) / 1e6, step.shape, begin / 1e3, thread)
+                for step, (begin, end) in zip(bound.plan.steps, edges, strict=True)
+            ]
+        )
 
     def _share(self, work: Work) -> None:
         parts = parts_of(work, self._threads)

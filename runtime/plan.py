@@ -52,6 +52,21 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Neighbouring steps that run in one go.
+
+    Attributes:
+        work: all of them.
+        steps: their count.
+        native: intp[steps, 3], as ``call_all`` takes them; None for a step that Python calls, or that threads share.
+    """
+
+    work: Work
+    steps: int
+    native: Array | None
+
+
+@dataclass(frozen=True)
 class BoundPlan:
     """A plan with an arena of its own; one call of ``run`` uses it at a time.
 
@@ -60,8 +75,7 @@ class BoundPlan:
         inputs: graph input to the array that takes it.
         outputs: wanted value to the array that holds it after the last step.
         works: one for each step.
-        stages: the same work for a run that nobody times: neighbouring native steps that threads do
-            not share are one stage.
+        stages: the same work: neighbouring native steps that threads do not share are one stage.
         arena: the memory of all buffers, which native steps know by address.
     """
 
@@ -69,7 +83,7 @@ class BoundPlan:
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
     works: tuple[Work, ...]
-    stages: tuple[Work, ...]
+    stages: tuple[Stage, ...]
     arena: Array
 
 
@@ -150,16 +164,16 @@ def parts_of(work: Work, threads: int) -> int:
     return max(1, min(threads, work.positions, int(work.positions * work.cost / _SPLIT_NS)))
 
 
-def _stages(works: Sequence[Work], threads: int) -> Iterator[Work]:
+def _stages(works: Sequence[Work], threads: int) -> Iterator[Stage]:
     """Joins neighbouring native steps, so that Python is not asked between them."""
     for native, group in groupby(works, lambda w: isinstance(w.call, NativeCall) and parts_of(w, threads) == 1):
         joined = list(group)
         if native and len(joined) > 1:
             calls = [(work.call, work.positions) for work in joined]
             steps = np.array([(call.kernel, call.arguments, end) for call, end in calls], np.intp)  # type: ignore[union-attr]
-            yield whole(partial(call_all, steps))
+            yield Stage(whole(partial(call_all, steps)), len(joined), steps)
         else:
-            yield from joined
+            yield from (Stage(work, 1, None) for work in joined)
 
 
 def _needed(model: Model, values: Values, wanted: Sequence[str]) -> list[Node]:

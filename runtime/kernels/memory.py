@@ -61,3 +61,15 @@ def call_at(typingctx: Any, address: Any, arguments: Any, begin: Any, end: Any, 
         builder.call(builder.inttoptr(args[0], kind.as_pointer()), list(args[1:]))
 
     return types.void(*(types.intp,) * 5), codegen
+
+
+@intrinsic
+def read_clock(typingctx: Any, function: Any, clock: Any, target: Any) -> Any:
+    """Calls libc's ``clock_gettime`` at an address; the time goes to ``target`` as two int64, seconds and ns."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [ir.IntType(32), ir.IntType(64)])
+        call = builder.inttoptr(args[0], kind.as_pointer())
+        builder.call(call, [builder.trunc(args[1], ir.IntType(32)), args[2]])
+
+    return types.void(*(types.intp,) * 3), codegen
