@@ -24,7 +24,7 @@ from runtime.kernels.memory import bytes_at, int32_at, intp_at, make_record
 from runtime.kernels.narrowing import negative_bits
 from runtime.kernels.native import native
 from runtime.kernels.vectors import load16, store_bits, store_first
-from runtime.kernels.windows import copy_bytes, gather_byte_runs, gather_bytes
+from runtime.kernels.windows import copy_bytes, gather_byte_runs
 
 WINDOWS = 16  # windows that are gathered before they are hashed
 LONGEST_RUN = 256  # windows of which the squared norms are kept before they are finished
@@ -37,7 +37,7 @@ ARGUMENTS = np.dtype(
     [
         ("x", np.intp),  # uint8[n, h, w, c]
         ("zeros", np.intp),  # uint8[c], the byte of a pad
-        ("runs", np.intp),  # intp[run_count, 4], see ``gather_byte_runs``; 0 where features lie in order
+        ("runs", np.intp),  # intp[run_count, 4], see ``gather_byte_runs``; 0 where a window is a run of memory
         ("run_count", np.intp),
         ("projection", np.intp),  # int32[t, lanes / block, fours, block]: four features of a bit in a lane
         ("start", np.intp),  # int32[t, lanes / block, block]
@@ -47,7 +47,7 @@ ARGUMENTS = np.dtype(
         ("ring_codes", np.intp),  # uint8[ow, t * B], of pad pixels; 0 where there are none
         ("ring_norms", np.intp),  # uint8[ow, t * repeat]
         ("ring_sums", np.intp),  # int32[ow + 15]
-        ("scratch", np.intp),  # uint8[slots, 16 * f or more], f features of a window
+        ("scratch", np.intp),  # uint8[slots, WINDOWS * scratch_step or more]
         ("lengths", np.intp),  # int32[slots, run * t or more], scratch
         ("codes", np.intp),  # uint8[n, oh, ow, t, B], written
         ("norms", np.intp),  # uint8[n, oh, ow, t, repeat], written
@@ -77,6 +77,7 @@ ARGUMENTS = np.dtype(
         ("pieces", np.intp),  # pieces of ``repeat`` bytes in which codes lie apart, see ``Interleaved``; else 1
         ("repeat", np.intp),  # bytes of a norm
         ("scratch_row", np.intp),  # bytes of one slot
+        ("scratch_step", np.intp),  # bytes from a gathered window to the next, ``SLACK`` more than it has features
         ("lengths_row", np.intp),  # numbers of one slot
         ("norm_scale", np.float64),
     ],
@@ -138,7 +139,7 @@ def _encode(p: Any, begin: int, end: int, slot: int, block: Any, fours: Any) -> 
             source, step = p.x + pixel * c, sx * c
             if _gathers(p):  # asked anew, so that LLVM does not make two loops
                 _gather(p, image, oy, column, done - first, slot)
-                source, step = p.scratch + slot * p.scratch_row, p.features
+                source, step = p.scratch + slot * p.scratch_row, p.scratch_step
             _hash(p, source, step, first, done, slot, block, fours)
             first = done
         row += ow
@@ -153,7 +154,7 @@ def _encode(p: Any, begin: int, end: int, slot: int, block: Any, fours: Any) -> 
 @inlined
 def _gathers(p: Any) -> bool:
     """Whether windows are copied before they are hashed, as they are no run of memory."""
-    return p.kh * p.kw > 1 or p.runs != 0
+    return p.runs != 0
 
 
 @helper
@@ -175,12 +176,7 @@ def _copy_ring(p: Any, begin: int, end: int) -> None:
 def _gather(p: Any, image: int, oy: int, ox: int, count: int, slot: int) -> None:
     """Copies windows of one row to the scratch, one after the other."""
     x, zeros, scratch = bytes_at(p.x), bytes_at(p.zeros), bytes_at(p.scratch + slot * p.scratch_row)
-    for i in range(count):
-        if p.runs:
-            runs = intp_at(p.runs)
-            gather_byte_runs(x, zeros, runs, p.run_count, p, image, oy, ox + i, scratch, i * p.features)
-        else:
-            gather_bytes(x, zeros, p, image, oy, ox + i, scratch, i * p.features)
+    gather_byte_runs(x, zeros, intp_at(p.runs), p.run_count, p, image, oy, ox, count, scratch, p.scratch_step)
 
 
 @inlined

@@ -146,76 +146,77 @@ def copy_bytes(source: Any, at: int, out: Any, to: int, count: int) -> None:
 
 
 @inlined
-def _copy_freely(source: Any, at: int, out: Any, to: int, count: int) -> None:
-    """As ``copy_bytes``, but reads and writes up to fifteen bytes after the last."""
-    for i in range(0, count, 16):
-        store(out, to + i, load16(source, at + i))
-
-
-@inlined
-def gather_bytes(x: Any, zeros: Any, window: Any, image: int, oy: int, ox: int, out: Any, to: int) -> None:
-    """Copies a window in the order (ky, kx, channel).
-
-    Up to fifteen bytes after an image are read, and as many after the window overwritten, so windows
-    are gathered in the order in which they lie in ``out``.
-
-    Args:
-        x: uint8 image batch [n, h, w, c], flat.
-        zeros: uint8, at least ``c`` bytes of a pad.
-        window: has the fields of ``Window``.
-        image: number of the image.
-        oy: row of the position.
-        ox: column of the position.
-        out: uint8 scratch, written.
-        to: element of ``out`` that takes the first feature.
-    """
-    left = ox * window.sx - window.left
-    count = window.c
-    # Taps side by side are one run of memory.
-    run = window.dx == 1 and left >= 0 and left + window.kw <= window.w
-    for ky in range(window.kh):
-        y = oy * window.sy + ky * window.dy - window.top
-        row = (image * window.h + y) * window.w
-        if run and 0 <= y < window.h:
-            _copy_freely(x, (row + left) * count, out, to, window.kw * count)
-            to += window.kw * count
-            continue
-        for kx in range(window.kw):
-            column = left + kx * window.dx
-            if 0 <= y < window.h and 0 <= column < window.w:
-                _copy_freely(x, (row + column) * count, out, to, count)
-            else:
-                _copy_freely(zeros, 0, out, to, count)
-            to += count
-
-
-@inlined
 def gather_byte_runs(
-    x: Any, zeros: Any, runs: Any, count: int, window: Any, image: int, oy: int, ox: int, out: Any, to: int
+    x: Any,
+    zeros: Any,
+    runs: Any,
+    count: int,
+    window: Any,
+    image: int,
+    oy: int,
+    ox: int,
+    windows: int,
+    out: Any,
+    stride: int,
 ) -> None:
-    """Copies a window run by run, in an order that is not that of memory.
+    """Copies neighbouring windows of a row, all of them run by run.
 
-    Up to fifteen bytes after an image are read, and as many after a run overwritten, so runs and windows
-    are gathered in the order in which they lie in ``out``.
+    Up to fifteen bytes after an image are read, and as many after a run overwritten: a window's runs are copied in the
+    order in which they lie in ``out``.
 
     Args:
         x: uint8 image batch [n, h, w, c], flat.
-        zeros: uint8, at least ``c`` bytes of a pad.
+        zeros: uint8, the bytes of a pad, fifteen more than the longest run.
         runs: intp[count, 4]: ky, kx, first channel, channels.
         count: runs of a window.
         window: has the fields of ``Window``.
         image: number of the image.
-        oy: row of the position.
-        ox: column of the position.
+        oy: row of the windows.
+        ox: column of the first window.
+        windows: their number.
         out: uint8 scratch, written.
-        to: element of ``out`` where the window begins.
+        stride: bytes of ``out`` from a window to the next, at least fifteen more than its features.
     """
     top, left = oy * window.sy - window.top, ox * window.sx - window.left
+    sx, width = window.sx, window.w
+    step = sx * window.c
+    to = 0
     for i in range(0, 4 * count, 4):
-        y, column = top + runs[i] * window.dy, left + runs[i + 1] * window.dx
-        if 0 <= y < window.h and 0 <= column < window.w:
-            at = ((image * window.h + y) * window.w + column) * window.c + runs[i + 2]
-            _copy_freely(x, at, out, to, runs[i + 3])
+        y, column, size = top + runs[i] * window.dy, left + runs[i + 1] * window.dx, runs[i + 3]
+        # Windows of which this tap lies in the image.
+        first, last = 0, windows
+        if not 0 <= y < window.h:
+            last = 0
         else:
-            _copy_freely(zeros, 0, out, to, runs[i + 3])
-        to += runs[i + 3]
+            if column < 0:
+                first = min(windows, (sx - 1 - column) // sx)
+            if column + (windows - 1) * sx >= width:
+                last = max(first, (width - 1 - column) // sx + 1)
+        at = ((image * window.h + y) * width + column) * window.c + runs[i + 2]
+        _copy_apart(zeros, 0, 0, out, to, stride, first, size)
+        _copy_apart(x, at + first * step, step, out, to + first * stride, stride, last - first, size)
+        _copy_apart(zeros, 0, 0, out, to + last * stride, stride, windows - last, size)
+        to += size
+
+
+@inlined
+def _copy_apart(source: Any, at: int, step: int, out: Any, to: int, stride: int, count: int, size: int) -> None:
+    """Copies ``size`` bytes ``count`` times, and up to fifteen more each time."""
+    if size <= 16:
+        for _ in range(count):
+            store(out, to, load16(source, at))
+            at += step
+            to += stride
+    elif size <= 32:
+        for _ in range(count):
+            low, high = load16(source, at), load16(source, at + 16)
+            store(out, to, low)
+            store(out, to + 16, high)
+            at += step
+            to += stride
+    else:
+        for _ in range(count):
+            for j in range(0, size, 16):
+                store(out, to + j, load16(source, at + j))
+            at += step
+            to += stride

@@ -118,6 +118,7 @@ def encode_fields(
         "pieces": grouping.group if isinstance(grouping.codes, Interleaved) else 1,
         "repeat": grouping.repeat,
         "scratch_row": scratch_row(window),
+        "scratch_step": _scratch_step(window),
         "lengths_row": lengths_row(window, packed.start.shape[0]),
     }
 
@@ -129,7 +130,12 @@ def encoder_call(packed: PackedIntegerProjection, values: dict[str, Any]) -> Nat
 
 def scratch_row(window: Window) -> int:
     """Bytes in which one thread gathers windows."""
-    return encode_kernel.WINDOWS * window.kh * window.kw * window.c + encode_kernel.SLACK
+    return encode_kernel.WINDOWS * _scratch_step(window) + encode_kernel.SLACK
+
+
+def _scratch_step(window: Window) -> int:
+    """Bytes from one gathered window to the next."""
+    return window.kh * window.kw * window.c + encode_kernel.SLACK
 
 
 def lengths_row(window: Window, tiles: int) -> int:

@@ -135,11 +135,12 @@ def find_runs(features: int, channels: int, tile_size: int, columns: int) -> Arr
         columns: kw.
 
     Returns:
-        intp[runs, 4]: ky, kx, first channel, channels. Nothing where the scratch has the order of an image.
+        intp[runs, 4]: ky, kx, first channel, channels. Nothing where a window is one run of an image.
     """
     slots = order_features(features, channels, tile_size)[3]
-    if not slots.size:
+    if not slots.size and features == channels:
         return None
+    slots = slots if slots.size else np.arange(features)
     source = np.argsort(slots)  # number (ky, kx, c) of each feature of the scratch
     breaks = (np.diff(source) != 1) | (source[1:] % channels == 0)
     first = np.flatnonzero(np.concatenate([[True], breaks]))
