@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +170,25 @@ def test_profile_names_every_step(tmp_path: Path, rng: np.random.Generator) -> N
     events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     assert [event["name"] for event in events] == [step.name for step in steps]
     assert session.profile() == []
+
+
+@pytest.mark.parametrize("clock", [True, False])
+def test_a_profile_changes_no_answer_and_its_steps_follow_one_another(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, clock: bool
+) -> None:
+    if not clock:  # as where compiled code cannot read one
+        monkeypatch.setattr("runtime.kernels.native._clock_address", lambda: 0)
+    x = integer_images(rng, 1, 2, 6, 6)
+    (expected,) = InferenceSession(network(), SessionOptions(num_threads=1)).run(None, {"input": x})
+    session = InferenceSession(network(), SessionOptions(enable_profiling=True, num_threads=1))
+    before = time.perf_counter_ns() / 1e3
+    (found,) = session.run(None, {"input": x})
+    after = time.perf_counter_ns() / 1e3
+    np.testing.assert_array_equal(found, expected)
+    steps = session.profile()
+    edges = [edge for step in steps for edge in (step.start_us, step.start_us + step.ms * 1000)]
+    assert len(steps) > 5
+    assert all(a <= b + 1e-3 for a, b in pairwise([before, *edges, after]))
 
 
 def test_without_profiling_nothing_is_kept(session: InferenceSession) -> None:
