@@ -39,6 +39,10 @@ SHAPES = {
     "patch_strided": LayerShape(
         channels=3, outputs=64, tile_size=27, pixel=False, strides=(2, 1), dilations=(1, 2), pads=(1, 2, 0, 2)
     ),
+    "patch_strided_in_x": LayerShape(channels=5, outputs=6, tile_size=20, pixel=False, strides=(1, 2)),
+    "patch_strided_unevenly": LayerShape(
+        channels=5, outputs=6, tile_size=45, pixel=False, strides=(2, 3), pads=(2, 4, 0, 5)
+    ),
     "no_pads": LayerShape(channels=2, outputs=2, tile_size=2, pads=(0, 0, 0, 0)),
     "clipped": LayerShape(channels=8, outputs=20, tile_size=8, clip=(-0.5, 0.25)),
     "not_clipped": LayerShape(channels=8, outputs=20, tile_size=8, clip=(-3e38, 3e38)),
@@ -106,6 +110,19 @@ def test_images_of_every_extent(
 ) -> None:
     shape = LayerShape(channels=16, outputs=16, hash_length=32, tile_size=8, kernel=(1, 1), pads=pads)
     check_layer(make_integer_layer(rng, shape), images_for(rng, 2, 16, height, width))
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 40])
+@pytest.mark.parametrize("channels", [1, 17, 33])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("pads", [(1, 1, 1, 1), (0, 5, 0, 0), (1, 0, 0, 4)])
+def test_windows_are_gathered_over_rows_of_every_length(
+    rng: np.random.Generator, width: int, channels: int, stride: int, pads: tuple[int, int, int, int]
+) -> None:
+    shape = LayerShape(
+        channels=channels, outputs=5, hash_length=16, tile_size=80, pixel=False, strides=(1, stride), pads=pads
+    )
+    check_layer(make_integer_layer(rng, shape), images_for(rng, 2, channels, 3, width))
 
 
 @pytest.mark.parametrize("bits", [0x00, 0xFF])
