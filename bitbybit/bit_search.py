@@ -18,6 +18,7 @@ from torch import Tensor
 
 SWEEPS = 20  # over the bits; fewer where nothing flips any more
 TURNS = 2  # of the tabu search, for each bit
+MOST_CHANGES = 12_000_000_000  # looked at by a tabu search, over all outputs: some 20 s on two cores
 TENURE = 10  # turns for which a bit that was flipped stays
 
 
@@ -29,7 +30,7 @@ def search_codes(gram: Tensor, cross: Tensor, codes: Tensor, fixed: Tensor | Non
         cross: float32[f, o], products of features and wanted answers.
         codes: float32[f, o] of +-1, where the search starts.
         fixed: float32[o], the scale where other features share it; None: the best one. With a fixed one there is no
-            tabu search: over the many outputs and blocks of a wide layer it takes minutes.
+            tabu search, nor where it would take minutes, as over the many outputs of a wide layer.
 
     Returns:
         float32[o], the scales.
@@ -39,11 +40,12 @@ def search_codes(gram: Tensor, cross: Tensor, codes: Tensor, fixed: Tensor | Non
     bits = np.ascontiguousarray(codes.T.numpy())
     sums = np.ascontiguousarray((gram @ codes).T.numpy()).astype(np.float64)
     scale = np.zeros(outputs, np.float64) if fixed is None else fixed.numpy().astype(np.float64)
+    goes_on = fixed is None and TURNS * len(codes) ** 2 * outputs <= MOST_CHANGES
 
     def work(output: int) -> None:
         row = products, targets[output], bits[output], sums[output]
         scale[output] = descend_bits(*row, scale[output], fixed is not None, SWEEPS)
-        if fixed is None:
+        if goes_on:
             scale[output] = tabu_bits(*row, TURNS * len(bits[output]))
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:

@@ -24,7 +24,7 @@ from bitbybit.patching import HashConfig, hash_layers, patch_model
 from bitbybit.projection_fit import LEFT_OUT, STEPS, fit_projections
 
 IntegerLayer = IntegerHashConv2d | IntegerHashLinear
-BLOCK_FEATURES = 2304  # sign features fitted at once: their products take 21 MB
+BLOCK_FEATURES = 9216  # sign features fitted at once: their products take 340 MB
 SAMPLE_BYTES = 1 << 30  # of sampled sign features in memory
 UNFOLDED_BYTES = 1 << 27  # of the windows of a few images, from which positions are taken
 NORM_QUANTILE = 0.999

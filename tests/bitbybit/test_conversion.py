@@ -8,7 +8,7 @@ import torch
 from networks import SmallResNet
 from torch import nn
 
-from bitbybit.bit_search import descend_bits, tabu_bits
+from bitbybit.bit_search import descend_bits, search_codes, tabu_bits
 from bitbybit.conversion import convert, fit_codes, learn_projections, set_quantisation
 from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
 from bitbybit.patching import hash_layers
@@ -55,6 +55,18 @@ def test_tabu_search_goes_on_to_the_best_bits(seed):
     best = min(error_of(gram, cross, np.array(c, np.float32)) for c in itertools.product((-1, 1), repeat=10))
     assert scale == pytest.approx((code @ cross) / (code @ gram @ code), rel=1e-5)  # sums of float32 products
     assert scale > 0 and error_of(gram, cross, code) == pytest.approx(best, rel=1e-5)
+
+
+def test_a_search_that_would_take_minutes_ends_with_the_descent(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    phi, wanted = torch.randn(300, 40, generator=generator), torch.randn(300, 3, generator=generator)
+    gram, cross = phi.T @ phi, phi.T @ wanted
+    codes = [torch.where(cross >= 0, 1.0, -1.0) for _ in range(2)]
+    thorough = search_codes(gram, cross, codes[0])
+    monkeypatch.setattr("bitbybit.bit_search.MOST_CHANGES", 2 * 40 * 40 * 3 - 1)
+    quick = search_codes(gram, cross, codes[1])
+    errors = [(wanted - phi @ c * s).square().sum() for c, s in zip(codes, (thorough, quick), strict=True)]
+    assert errors[0] < errors[1] < wanted.square().sum()
 
 
 def test_tabu_search_never_ends_worse_than_it_started():
