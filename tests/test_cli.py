@@ -114,14 +114,15 @@ def unknown_operator(artifact):
 
 def newer_format(artifact):
     def change(proto):
-        next(entry for entry in proto.metadata_props if entry.key == opset.META_FORMAT_VERSION).value = "3"
+        entry = next(entry for entry in proto.metadata_props if entry.key == opset.META_FORMAT_VERSION)
+        entry.value = str(opset.FORMAT_VERSION + 1)
 
     rewrite(artifact, change)
 
 
 def newer_domain(artifact):
     def change(proto):
-        next(entry for entry in proto.opset_import if entry.domain == opset.DOMAIN).version = 3
+        next(entry for entry in proto.opset_import if entry.domain == opset.DOMAIN).version = opset.DOMAIN_VERSION + 1
 
     rewrite(artifact, change)
 
@@ -143,8 +144,8 @@ def shapes_that_do_not_fit(artifact):
         (replace_by_text, ("expected an ONNX model, got", "copied whole")),
         (wrong_codes, ("conv2", "expected weight_codes of 3 bytes")),
         (unknown_operator, ("expected", "got LshPool")),
-        (newer_format, ("expected at most 2, got 3", "install a newer runtime")),
-        (newer_domain, ("expected domain io.bitbybit version 2, got 3", "install a newer runtime")),
+        (newer_format, ("expected at most 3, got 4", "install a newer runtime")),
+        (newer_domain, ("expected domain io.bitbybit version 3, got 4", "install a newer runtime")),
     ],
 )
 def test_every_command_refuses_a_bad_artifact_by_its_path(cli, tiny_folder, tmp_path, spoil, parts):
