@@ -21,7 +21,7 @@ from bitbybit.bit_search import search_codes
 from bitbybit.integer import LATENT_MEAN, IntegerHashConv2d, IntegerHashLinear
 from bitbybit.integer_base import NORM_LIMIT, SIGNED, UNSIGNED, packed_answers
 from bitbybit.patching import HashConfig, hash_layers, patch_model
-from bitbybit.projection_fit import LEFT_OUT, STEPS, fit_projections
+from bitbybit.projection_fit import STEPS, fit_projections, images_fitted
 
 IntegerLayer = IntegerHashConv2d | IntegerHashLinear
 BLOCK_FEATURES = 9216  # sign features fitted at once: their products take 340 MB
@@ -230,7 +230,7 @@ def learn_projections(
     if steps < 1 or not any(True for kernel in layer.kernels() for _ in kernel.parameters()):
         return
     image, answers = layer._as_image(x), _answers(layer, y)
-    kept = len(image) - len(image) // LEFT_OUT
+    kept = images_fitted(len(image))
     phi, wanted = _samples(layer, image[:kept], answers[:kept], positions, seed)
     outputs = _some_outputs(layer, seed)
     wanted, answers = wanted[:, outputs], answers[:, outputs]

@@ -54,7 +54,7 @@ def fit_projections(
     *,
     steps: int = STEPS,
     seed: int = 0,
-) -> bool:
+) -> None:
     """Trains a layer's projections in place; those that are drawn at random and fixed stay.
 
     Some images are left out of the fit. Where it does not lower their error, as with too few images for a wide layer,
@@ -68,21 +68,18 @@ def fit_projections(
         bias: float32[o], with them.
         steps: of Adam.
         seed: of the choice of images.
-
-    Returns:
-        Whether the projections were changed.
     """
     matrices = [p for kernel in layer.kernels() for p in kernel.parameters()]
     spread = wanted.var((0, 2, 3))
     alive = spread > 1e-6 * spread.max().clamp_min(1e-12)
     if not matrices or steps < 1 or not bool(alive.any()):
-        return False
+        return
     weight, shift = nn.Parameter(coefficients.clone()), nn.Parameter(bias.clone())
     optimizer = _optimizer(matrices, weight, shift, float(spread.mean().sqrt()))
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     features = layer.tiles * layer.spec.hash_length * image.shape[2] * image.shape[3]
     products = weight.numel() * wanted.shape[2] * wanted.shape[3]
-    kept = len(image) - len(image) // LEFT_OUT
+    kept = images_fitted(len(image))
     batch = max(1, min(kept, FEATURES_AT_ONCE // features, PRODUCTS_AT_ONCE // products))
     generator = torch.Generator().manual_seed(seed)
     stride, dilation = layer._dot_geometry()
@@ -106,11 +103,14 @@ def fit_projections(
             loss(chosen, WIDEST * (NARROWEST / WIDEST) ** (step / steps)).backward()
             optimizer.step()
             scheduler.step()
-        better = kept == len(image) or left_out() < before
-    if not better:
-        for matrix, start in zip(matrices, drawn, strict=True):
-            matrix.data.copy_(start)
-    return better
+        if kept < len(image) and left_out() >= before:
+            for matrix, start in zip(matrices, drawn, strict=True):
+                matrix.data.copy_(start)
+
+
+def images_fitted(count: int) -> int:
+    """How many of so many images are fitted to: the first ones; the others show whether the fit helps."""
+    return count - count // LEFT_OUT
 
 
 def _optimizer(matrices: list[nn.Parameter], weight: Tensor, shift: Tensor, answer_size: float) -> torch.optim.Adam:

@@ -19,7 +19,6 @@ from compiler.pipeline import PIPELINE, REQUIRED, run_pipeline
 from compiler.report import CompileReport, LayerReport
 from compiler.shapes import propagate_shapes
 from compiler.trace import trace
-from runtime import opset
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,8 @@ def compile_model(
     propagate_shapes(graph_module, input_shape)
     graph_module, passes = run_pipeline(graph_module, PIPELINE if options.optimise else REQUIRED)
     lowered = lower(graph_module)
-    version = opset.version_needed(lowered.builder.operators, narrow=lowered.builder.has_narrow)
-    model_proto = build_model(lowered, metadata_props(metadata, options, lowered.layers, version))
+    props = metadata_props(metadata, options, lowered.layers, lowered.builder.version)
+    model_proto = build_model(lowered, props)
     return CompileResult(model_proto, CompileReport(passes, _layer_reports(graph_module)))
 
 

@@ -30,7 +30,7 @@ def build_model(lowered: Lowered, props: dict[str, str]) -> ModelProto:
         CompileError: ONNX's checker refuses the result, which is a defect of a lowering.
     """
     output, builder = lowered.output.name, lowered.builder
-    version = opset.version_needed(builder.operators, narrow=builder.has_narrow)
+    onnx_opset = opset.ONNX_OPSETS[builder.version]
     graph = helper.make_graph(
         builder.nodes,
         "bitbybit",
@@ -43,12 +43,10 @@ def build_model(lowered: Lowered, props: dict[str, str]) -> ModelProto:
         graph,
         ir_version=opset.IR_VERSION,
         opset_imports=[
-            helper.make_opsetid("", opset.ONNX_OPSETS[version]),
-            helper.make_opsetid(opset.DOMAIN, version),
+            helper.make_opsetid("", onnx_opset),
+            helper.make_opsetid(opset.DOMAIN, builder.version),
         ],
-        functions=[
-            function_proto(name, opset.ONNX_OPSETS[version]) for name in opset.OPERATORS if name in builder.operators
-        ],
+        functions=[function_proto(name, onnx_opset) for name in opset.OPERATORS if name in builder.operators],
         producer_name="bitbybit",
         producer_version=bitbybit.__version__,
     )

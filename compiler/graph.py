@@ -59,9 +59,9 @@ class GraphBuilder:
         return prefix
 
     @property
-    def has_narrow(self) -> bool:
-        """Whether a constant is stored in 4 bits."""
-        return bool(self._narrow)
+    def version(self) -> int:
+        """The lowest version of domain and format that knows what the graph uses."""
+        return opset.version_needed(self.operators, narrow=bool(self._narrow))
 
     def initializer(self, name: str, array: NDArray[Any], *, narrow: bool = False) -> Value:
         """Stores a constant; the same name with the same numbers is stored once.

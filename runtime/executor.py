@@ -192,7 +192,7 @@ class Executor:
             if times is not None:
                 edges += pairwise(times.tolist())
                 continue
-            for work in bound.works[len(edges) : len(edges) + stage.steps]:
+            for work in stage.works:
                 begin = time.perf_counter_ns()
                 run(work)
                 edges.append((begin, time.perf_counter_ns()))

@@ -57,12 +57,12 @@ class Stage:
 
     Attributes:
         work: all of them.
-        steps: their count.
+        works: each of them.
         native: intp[steps, 3], as ``call_all`` takes them; None for a step that Python calls, or that threads share.
     """
 
     work: Work
-    steps: int
+    works: tuple[Work, ...]
     native: Array | None
 
 
@@ -74,17 +74,20 @@ class BoundPlan:
         plan: the plan.
         inputs: graph input to the array that takes it.
         outputs: wanted value to the array that holds it after the last step.
-        works: one for each step.
-        stages: the same work: neighbouring native steps that threads do not share are one stage.
+        stages: neighbouring native steps that threads do not share are one stage.
         arena: the memory of all buffers, which native steps know by address.
     """
 
     plan: Plan
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
-    works: tuple[Work, ...]
     stages: tuple[Stage, ...]
     arena: Array
+
+    @property
+    def works(self) -> tuple[Work, ...]:
+        """One for each step."""
+        return tuple(work for stage in self.stages for work in stage.works)
 
 
 def build_plan(
@@ -153,7 +156,6 @@ def bind_plan(plan: Plan) -> BoundPlan:
         plan,
         {name: array(operand) for name, operand in plan.inputs.items()},
         {name: array(operand) for name, operand in plan.outputs.items()},
-        works,
         tuple(_stages(works, plan.slots)),
         raw,
     )
@@ -171,9 +173,9 @@ def _stages(works: Sequence[Work], threads: int) -> Iterator[Stage]:
         if native and len(joined) > 1:
             calls = [(work.call, work.positions) for work in joined]
             steps = np.array([(call.kernel, call.arguments, end) for call, end in calls], np.intp)  # type: ignore[union-attr]
-            yield Stage(whole(partial(call_all, steps)), len(joined), steps)
+            yield Stage(whole(partial(call_all, steps)), tuple(joined), steps)
         else:
-            yield from (Stage(work, 1, None) for work in joined)
+            yield from (Stage(work, (work,), None) for work in joined)
 
 
 def _needed(model: Model, values: Values, wanted: Sequence[str]) -> list[Node]:

@@ -65,7 +65,6 @@ ARGUMENTS = np.dtype(
         ("dx", np.intp),
         ("top", np.intp),
         ("left", np.intp),
-        ("features", np.intp),  # f
         ("tile_size", np.intp),
         ("tiles", np.intp),
         ("fours", np.intp),  # of features in a tile, rounded up

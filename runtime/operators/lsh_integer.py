@@ -106,7 +106,6 @@ def encode_fields(
         "ring_codes": 0,
         "ring_norms": 0,
         "ring_sums": 0,
-        "features": features,
         "tile_size": tile_size,
         "tiles": packed.start.shape[0],
         "fours": packed.fours,
@@ -130,7 +129,7 @@ def encoder_call(packed: PackedIntegerProjection, values: dict[str, Any]) -> Nat
 
 def scratch_row(window: Window) -> int:
     """Bytes in which one thread gathers windows."""
-    return encode_kernel.WINDOWS * _scratch_step(window) + encode_kernel.SLACK
+    return encode_kernel.WINDOWS * _scratch_step(window)
 
 
 def _scratch_step(window: Window) -> int:
