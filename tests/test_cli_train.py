@@ -4,9 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from command_line import build, files_below, refused
 
+from bitbybit.checkpoint import load_checkpoint
+from bitbybit.patching import hash_layers
 from bitbybit.utils.data import ImageArrays
+from runtime import InferenceSession
+from runtime.loader import load_model
 
 pytest_plugins = ["command_fixtures"]
 
@@ -38,6 +43,24 @@ def test_trains_then_hashes_exports_scores_and_compiles(cli, small_data, tmp_pat
     assert (run / "model.onnx").is_file()
     refused(cli(*FLOAT, "-o", flt), flt, "already holds a run; pass --resume")
     assert cli("train", "digits_tiny", "-o", run, "--resume").code == 0
+
+
+def test_a_network_with_projections_of_4_bits_keeps_them_from_conversion_to_artifact(cli, small_data, tmp_path):
+    assert cli(*FLOAT, "-o", tmp_path / "run").code == 0
+    weights, hashed = tmp_path / "run" / "model.pth", tmp_path / "net.pth"
+    hashing = ("-k", 16, "--tile", 8, "--projection-bits", 4, "--projection-steps", 2)
+    hashing += ("--images", 16, "--no-evaluate")
+    outcome = cli("convert", "digits_tiny", "--weights", weights, *hashing, "-o", hashed)
+    assert outcome.code == 0, outcome
+    checkpoint = load_checkpoint(hashed)
+    assert {layer.spec.projection_bits for layer in hash_layers(checkpoint.model).values()} == {4}
+    assert cli("compile", hashed, "--no-verify").code == 0
+    artifact = load_model(hashed.with_suffix(".onnx"))
+    assert artifact.narrow == {name for name in artifact.initializers if name.endswith("/projection")}
+    x = np.random.default_rng(0).standard_normal((4, *artifact.inputs[0].shape[1:]), np.float32)
+    (found,) = InferenceSession(hashed.with_suffix(".onnx")).run(None, {"input": x})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, checkpoint.model(torch.from_numpy(x)).numpy(), atol=1e-4)
 
 
 def test_train_refuses_an_output_below_a_file(cli, small_data, tmp_path):
