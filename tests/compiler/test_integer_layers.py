@@ -87,6 +87,7 @@ def test_a_file_of_integer_layers_is_of_version_2_and_describes_them() -> None:
     assert {entry.domain: entry.version for entry in proto.opset_import} == {"": 20, "io.bitbybit": 2}
     props = {entry.key: entry.value for entry in proto.metadata_props}
     assert props[opset.META_FORMAT_VERSION] == "2"
+    assert "projection_bits" not in props[opset.META_HASH_CONFIG]  # 8 of them say nothing
     assert [entry["arithmetic"] for entry in layers_of(proto)] == ["integer", "integer"]
     assert [function.name for function in proto.functions] == [
         "LshEncodeInteger",
