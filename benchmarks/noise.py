@@ -18,7 +18,7 @@ import torch
 
 from bitbybit.checkpoint import Checkpoint, load_checkpoint
 from bitbybit.noise_study import BITS, KINDS, study_noise
-from bitbybit.utils.data import dataset_spec, load_arrays, normalise
+from bitbybit.utils.data import dataset_spec, evenly_spread, load_arrays, normalise
 from bitbybit.utils.files import write_json
 
 LABELS = {
@@ -32,8 +32,7 @@ LABELS = {
 def study(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, Any]:
     """The accuracies of one network: those of ``NoiseStudy``, with its name and file."""
     spec, arrays = dataset_spec(checkpoint.dataset), load_arrays(checkpoint.dataset, options.data_dir)
-    step = max(1, len(arrays.test_y) // options.images)
-    chosen = slice(0, step * options.images, step)  # a split may be sorted
+    chosen = evenly_spread(len(arrays.test_y), options.images)
     images = normalise(arrays.test_x[chosen], spec.mean, spec.std)
     levels = {kind: options.bits if kind == BITS else options.levels for kind in KINDS}
     found = study_noise(

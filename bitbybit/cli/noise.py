@@ -107,20 +107,14 @@ def _data(dataset: str, data_dir: str, images: int, calibrate: int) -> tuple[Ten
     """Test images and labels, spread over the split, and training images to calibrate with."""
     import torch
 
-    from bitbybit.utils.data import dataset_spec, load_arrays, normalise
+    from bitbybit.utils.data import dataset_spec, evenly_spread, load_arrays, normalise
 
     spec, arrays = dataset_spec(dataset), load_arrays(dataset, data_dir)
-    chosen = _spread(len(arrays.test_y), images)
+    chosen = evenly_spread(len(arrays.test_y), images)
     test_y = torch.from_numpy(arrays.test_y[chosen])
-    train_x = arrays.train_x[_spread(len(arrays.train_y), calibrate)] if calibrate else None
+    train_x = arrays.train_x[evenly_spread(len(arrays.train_y), calibrate)] if calibrate else None
     calibration = None if train_x is None else normalise(train_x, spec.mean, spec.std)
     return normalise(arrays.test_x[chosen], spec.mean, spec.std), test_y, calibration
-
-
-def _spread(count: int, wanted: int) -> slice:
-    """At most ``wanted`` of ``count`` samples, evenly spread: a split may be sorted."""
-    step = max(1, count // wanted)
-    return slice(0, step * wanted, step)
 
 
 def print_study(study: NoiseStudy) -> None:

@@ -311,6 +311,12 @@ def get_loaders(
     )
 
 
+def evenly_spread(count: int, wanted: int) -> slice:
+    """At most ``wanted`` of ``count`` samples, evenly spread: a split may be sorted."""
+    step = max(1, count // wanted)
+    return slice(0, step * wanted, step)
+
+
 def split_holdout(labels: np.ndarray, holdout: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Splits sample indices into (train, held out), the same share of every class.
 
