@@ -103,11 +103,11 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     ):
         for row in rows:
             lost = 100 * (row["float_accuracy"] - row["accuracy"])
-            short = row["network"].replace(", learned P", "").replace(" arithmetic", "")
+            short = row["network"].replace(", learned P,", ",").replace("learned ", "").replace(" arithmetic", "")
             axis.scatter(row[key], lost, label=f"{numbers[row['file']]}: {short}")
-            axis.annotate(
-                str(numbers[row["file"]]), (row[key], lost), textcoords="offset points", xytext=(6, 3), fontsize=8
-            )
+            number = numbers[row["file"]]
+            shift = (6, 3 if number % 2 else -9)  # neighbours in the table may share a place
+            axis.annotate(str(number), (row[key], lost), textcoords="offset points", xytext=shift, fontsize=8)
         axis.set(xlabel=label, ylim=(0, None))
         axis.margins(0.12)
         axis.grid(alpha=0.3)
