@@ -267,10 +267,14 @@ def make_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """A torch DataLoader over whole batches; with ``shuffle``, in ``EpochSampler``'s order."""
+    """A torch DataLoader over whole batches; with ``shuffle``, in ``EpochSampler``'s order.
+
+    With ``shuffle``, a last batch of one sample is left out: batch norm cannot train on it.
+    """
     return DataLoader(
         dataset,
         batch_size=batch_size,
+        drop_last=shuffle and len(dataset) > batch_size > 1 and len(dataset) % batch_size == 1,
         sampler=EpochSampler(len(dataset), dataset.seed) if shuffle else None,
         num_workers=num_workers,
         pin_memory=pin_memory,
