@@ -104,7 +104,7 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert sorted(first.tolist()) == list(range(50))
 
 
-@pytest.mark.parametrize(("batch_size", "seen"), [(7, 50), (49, 49), (50, 50), (64, 50), (1, 50)])
+@pytest.mark.parametrize(("batch_size", "seen"), [(7, 49), (49, 49), (8, 50), (50, 50), (64, 50), (1, 50)])
 def test_training_leaves_out_a_last_batch_of_one_sample(batch_size, seen):
     dataset = ImageDataset(np.zeros((50, 2, 2, 3), np.uint8), np.arange(50), (0,) * 3, (1,) * 3)
     batches = [len(y) for _, y in make_loader(dataset, batch_size, shuffle=True)]
