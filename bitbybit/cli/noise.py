@@ -104,16 +104,18 @@ def _numbers(text: str, hint: str, *, whole: bool = False) -> list[float]:
 
 
 def _data(dataset: str, data_dir: str, images: int, calibrate: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Test images and labels, spread over the split, and training images to calibrate with."""
+    """Test images and labels, spread over the split, and training images to calibrate with, as training saw them."""
     import torch
 
-    from bitbybit.utils.data import dataset_spec, evenly_spread, load_arrays, normalise
+    from bitbybit.utils.data import ImageDataset, dataset_spec, evenly_spread, load_arrays, normalise
 
     spec, arrays = dataset_spec(dataset), load_arrays(dataset, data_dir)
     chosen = evenly_spread(len(arrays.test_y), images)
     test_y = torch.from_numpy(arrays.test_y[chosen])
-    train_x = arrays.train_x[evenly_spread(len(arrays.train_y), calibrate)] if calibrate else None
-    calibration = None if train_x is None else normalise(train_x, spec.mean, spec.std)
+    calibration = None
+    if calibrate:
+        train = ImageDataset(arrays.train_x, arrays.train_y, spec.mean, spec.std, augment=True, flip=spec.flip)
+        calibration, _ = train.__getitems__(list(range(len(train))[evenly_spread(len(train), calibrate)]))
     return normalise(arrays.test_x[chosen], spec.mean, spec.std), test_y, calibration
 
 

@@ -268,10 +268,22 @@ class _Session:
         self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
         torch.set_rng_state(state["rng"])
 
+    def _augmented_sample(self) -> Tensor:
+        """Training images as training sees them: cropping's black borders widen the first layers' statistics."""
+        loader, wanted = self.setup.train, self.options.calibration
+        assert isinstance(loader.sampler, EpochSampler)
+        loader.sampler.epoch = self.options.epochs
+        batches: list[Tensor] = []
+        for images, _ in loader:
+            batches.append(images)
+            if sum(map(len, batches)) >= wanted:
+                break
+        return torch.cat(batches)[:wanted]
+
     def _reestimate(self) -> bool:
         """Re-estimates batch norm, and takes it back where held-out accuracy falls; whether it was kept."""
         setup = self.setup
-        reestimate_batch_norm(setup.model, setup.calibration, setup.device)
+        reestimate_batch_norm(setup.model, self._augmented_sample(), setup.device)
         if setup.val is None:
             return True
         if evaluate(setup.model, setup.val, setup.device, packed=True)["accuracy"] >= self.best["val_accuracy"]:

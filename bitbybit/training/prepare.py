@@ -139,7 +139,9 @@ def reestimate_batch_norm(
     """Replaces running batch-norm statistics by the plain average over ``images``.
 
     Args:
-        images: float32[n, c, h, w]; partial batches of fewer than two images are left out.
+        images: float32[n, c, h, w], best augmented as in training, since cropping's borders widen the statistics of
+            the first layers. Taken in a random order, as batches of one class vary too little; partial
+            batches of fewer than two images are left out.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
@@ -151,7 +153,8 @@ def reestimate_batch_norm(
         m.reset_running_stats()
         m.momentum = None  # cumulative average
         m.train()
-    for batch in images.split(batch_size):
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    for batch in images[order].split(batch_size):
         if len(batch) > 1 or len(images) == 1:
             model(batch.to(device, memory_format=torch.channels_last))
     for m, momentum in zip(norms, momenta, strict=True):

@@ -293,6 +293,14 @@ def test_batch_norm_reestimation_gives_the_statistics_of_the_images():
     assert model.training
 
 
+def test_batch_norm_reestimation_does_not_depend_on_the_images_being_sorted():
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    images = torch.randn(256, 3, 4, 4) + torch.arange(4.0).repeat_interleave(64).view(-1, 1, 1, 1)
+    reestimate_batch_norm(model, images, batch_size=64)
+    # 10 %: batches of 64 differ a little in their share of each class; sorted, the variance would be 1 and not 2.25
+    torch.testing.assert_close(model[0].running_var, images.var((0, 2, 3)), rtol=0.1, atol=0)
+
+
 def test_training_under_analog_noise_ends_exact(tiny, float_weights, tmp_path):
     noisy = hashed_options(float_weights, epochs=1, noise={"comparator_noise": 0.3, "comparator_offset": 0.1})
     result = train(noisy, tmp_path / "noisy")
