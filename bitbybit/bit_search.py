@@ -18,19 +18,20 @@ from torch import Tensor
 
 SWEEPS = 20  # over the bits; fewer where nothing flips any more
 TURNS = 2  # of the tabu search, for each bit
-MOST_CHANGES = 12_000_000_000  # looked at by a tabu search, over all outputs: some 20 s on two cores
+MOST_CHANGES = 12_000_000_000  # looked at by a tabu search, over all outputs
+OUTPUTS_AT_ONCE = 16  # of a wide layer
 TENURE = 10  # turns for which a bit that was flipped stays
 
 
-def search_codes(gram: Tensor, cross: Tensor, codes: Tensor, fixed: Tensor | None = None) -> Tensor:
+def search_codes(gram: Tensor, cross: Tensor, codes: Tensor) -> Tensor:
     """Finds better bits for every output; ``codes`` is changed in place.
+
+    There is no tabu search where it would take minutes, as over the many outputs of a wide layer.
 
     Args:
         gram: float32[f, f], products of the features.
         cross: float32[f, o], products of features and wanted answers.
         codes: float32[f, o] of +-1, where the search starts.
-        fixed: float32[o], the scale where other features share it; None: the best one. With a fixed one there is no
-            tabu search, nor where it would take minutes, as over the many outputs of a wide layer.
 
     Returns:
         float32[o], the scales.
@@ -39,12 +40,12 @@ def search_codes(gram: Tensor, cross: Tensor, codes: Tensor, fixed: Tensor | Non
     products, targets = gram.numpy(), np.ascontiguousarray(cross.T.numpy())
     bits = np.ascontiguousarray(codes.T.numpy())
     sums = np.ascontiguousarray((gram @ codes).T.numpy()).astype(np.float64)
-    scale = np.zeros(outputs, np.float64) if fixed is None else fixed.numpy().astype(np.float64)
-    goes_on = fixed is None and TURNS * len(codes) ** 2 * outputs <= MOST_CHANGES
+    scale = np.zeros(outputs, np.float64)
+    goes_on = TURNS * len(codes) ** 2 * outputs <= MOST_CHANGES
 
     def work(output: int) -> None:
         row = products, targets[output], bits[output], sums[output]
-        scale[output] = descend_bits(*row, scale[output], fixed is not None, SWEEPS)
+        scale[output] = descend_bits(*row, SWEEPS)
         if goes_on:
             scale[output] = tabu_bits(*row, TURNS * len(bits[output]))
 
@@ -54,8 +55,92 @@ def search_codes(gram: Tensor, cross: Tensor, codes: Tensor, fixed: Tensor | Non
     return torch.from_numpy(scale).float()
 
 
+def search_wide_codes(phi: Tensor, wanted: Tensor, codes: Tensor) -> Tensor:
+    """As ``search_codes``, by coordinate descent alone, for features too many to take the products of all pairs.
+
+    What a flip changes is found from the samples instead.
+
+    Args:
+        phi: float32[m, f], the features.
+        wanted: float32[m, o], the answers wanted.
+        codes: float32[f, o] of +-1, changed in place.
+
+    Returns:
+        float32[o], the scales.
+    """
+    rows = phi.T.contiguous()
+    squares = rows.square().sum(1).numpy()
+    features, outputs = rows.numpy(), codes.shape[1]
+    targets = np.ascontiguousarray((rows @ wanted).T.numpy())
+    bits = np.ascontiguousarray(codes.T.numpy())
+    answers = np.ascontiguousarray((phi @ codes).T.numpy())
+    scale = np.zeros(outputs, np.float64)
+
+    def work(first: int) -> None:
+        part = slice(first, first + OUTPUTS_AT_ONCE)
+        descend_wide_bits(features, squares, targets[part], bits[part], answers[part], scale[part], SWEEPS)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(work, range(0, outputs, OUTPUTS_AT_ONCE)))
+    codes.copy_(torch.from_numpy(bits).T)
+    return torch.from_numpy(scale).float()
+
+
 @njit(nogil=True, cache=True)
-def descend_bits(gram, cross, code, sums, scale, keep_scale, sweeps):
+def descend_wide_bits(phi, squares, cross, codes, answers, scales, sweeps):
+    """Coordinate descent, for some outputs, feature by feature, so that a feature's samples stay in cache.
+
+    Args:
+        phi: float32[f, m], features.
+        squares: float32[f], ``|phi_j|^2``.
+        cross: float32[o, f], ``phi' y``.
+        codes: float32[o, f] of +-1, changed.
+        answers: float32[o, m], ``phi codes``, changed.
+        scales: float64[o], set.
+        sweeps: over the bits, at most.
+    """
+    outputs, features = codes.shape
+    square, product = np.zeros(outputs), np.zeros(outputs)
+    for o in range(outputs):
+        square[o] = _dot(answers[o], answers[o])
+        for j in range(features):
+            product[o] += codes[o, j] * cross[o, j]
+    moves = np.ones(outputs, np.bool_)
+    for _ in range(sweeps):
+        for o in range(outputs):
+            scales[o] = product[o] / square[o] if square[o] > 0.0 else 0.0
+        moved = np.zeros(outputs, np.bool_)
+        for j in range(features):
+            for o in range(outputs):
+                if not moves[o]:
+                    continue
+                c = codes[o, j]
+                square_change = 4.0 * (squares[j] - c * _dot(phi[j], answers[o]))
+                product_change = -2.0 * c * cross[o, j]
+                if scales[o] * (scales[o] * square_change - 2.0 * product_change) < 0.0:
+                    square[o] += square_change
+                    product[o] += product_change
+                    codes[o, j] = -c
+                    for i in range(answers.shape[1]):
+                        answers[o, i] -= np.float32(2.0) * c * phi[j, i]
+                    moved[o] = True
+        moves[:] = moved
+        if not moved.any():
+            break
+    for o in range(outputs):
+        scales[o] = product[o] / square[o] if square[o] > 0.0 else 0.0
+
+
+@njit(nogil=True, fastmath={"reassoc", "contract"}, cache=True)
+def _dot(a, b):
+    total = np.float32(0.0)
+    for i in range(a.shape[0]):
+        total += a[i] * b[i]
+    return total
+
+
+@njit(nogil=True, cache=True)
+def descend_bits(gram, cross, code, sums, sweeps):
     """Coordinate descent, for one output.
 
     Args:
@@ -63,8 +148,6 @@ def descend_bits(gram, cross, code, sums, scale, keep_scale, sweeps):
         cross: float32[f], ``phi' y``.
         code: float32[f] of +-1, changed.
         sums: float64[f], ``gram code``, changed.
-        scale: start of the scale.
-        keep_scale: whether it stays.
         sweeps: over the bits, at most.
 
     Returns:
@@ -73,8 +156,7 @@ def descend_bits(gram, cross, code, sums, scale, keep_scale, sweeps):
     diagonal = np.diag(gram).copy()
     square, product = _square_and_product(cross, code, sums)
     for _ in range(sweeps):
-        if not keep_scale:
-            scale = product / square if square > 0.0 else 0.0
+        scale = product / square if square > 0.0 else 0.0
         flips = 0
         for j in range(code.shape[0]):
             square_change, product_change = _change(diagonal, cross, code, sums, j)
@@ -85,9 +167,7 @@ def descend_bits(gram, cross, code, sums, scale, keep_scale, sweeps):
                 flips += 1
         if flips == 0:
             break
-    if keep_scale or square <= 0.0:
-        return scale
-    return product / square
+    return product / square if square > 0.0 else 0.0
 
 
 @njit(nogil=True, cache=True)

@@ -17,19 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitbybit.bit_search import search_codes
+from bitbybit.bit_search import search_codes, search_wide_codes
 from bitbybit.integer import LATENT_MEAN, IntegerHashConv2d, IntegerHashLinear
 from bitbybit.integer_base import NORM_LIMIT, SIGNED, UNSIGNED, packed_answers
 from bitbybit.patching import HashConfig, hash_layers, patch_model
 from bitbybit.projection_fit import STEPS, fit_projections, images_fitted
 
 IntegerLayer = IntegerHashConv2d | IntegerHashLinear
-BLOCK_FEATURES = 9216  # sign features fitted at once: their products take 340 MB
+MOST_FEATURES = 9216  # whose products of all pairs are taken: 340 MB
 SAMPLE_BYTES = 1 << 30  # of sampled sign features in memory
 UNFOLDED_BYTES = 1 << 27  # of the windows of a few images, from which positions are taken
 NORM_QUANTILE = 0.999
 COEFFICIENTS = 1 << 20  # fitted beside projections; a wide layer's projections are fitted to some of its outputs
-ROUNDS = 2  # of searching the blocks, where there are several
 RIDGE = 1e-3  # of the mean square feature, for the bits' real-valued start
 FIT_RIDGE = 0.3  # where projections are fitted: coefficients that carry over to other images, as bits do
 
@@ -260,15 +259,10 @@ def fit_codes(layer: IntegerLayer, x: Tensor, y: Tensor, *, positions: int = 24_
     phi -= phi_mean
     wanted -= wanted_mean
     total = wanted.square().sum(0).double()
-    if phi.shape[1] <= BLOCK_FEATURES:
-        gram, cross = phi.T @ phi, phi.T @ wanted
-        start = _ridge(gram, cross, RIDGE)
-        codes = torch.where(start >= 0, 1.0, -1.0)
-        scale = search_codes(gram, cross, codes)
-    else:
-        start = _real_solution(phi, wanted, RIDGE)
-        codes = torch.where(start >= 0, 1.0, -1.0)
-        scale = _search_blocks(phi, wanted, codes)
+    gram = phi.T @ phi if phi.shape[1] <= MOST_FEATURES else None
+    start = _real_solution(phi, wanted, RIDGE, gram)
+    codes = torch.where(start >= 0, 1.0, -1.0)
+    scale = search_wide_codes(phi, wanted, codes) if gram is None else search_codes(gram, phi.T @ wanted, codes)
     answer = (phi @ codes) * scale
     lost = (wanted - answer).square().sum(0).double() / total.clamp_min(1e-30)
     latent = start.abs().clamp_max(3 * float(start.abs().mean())) * codes
@@ -315,39 +309,21 @@ def _samples(layer: IntegerLayer, image: Tensor, y: Tensor, positions: int, seed
     return torch.cat(features), torch.cat(targets)
 
 
-def _blocks(features: int) -> list[slice]:
-    return [slice(a, min(a + BLOCK_FEATURES, features)) for a in range(0, features, BLOCK_FEATURES)]
+def _real_solution(phi: Tensor, wanted: Tensor, ridge: float, gram: Tensor | None = None) -> Tensor:
+    """Real-valued coefficients float32[f, o] of centred features, damped by ``ridge`` times the mean square feature.
 
-
-def _real_solution(phi: Tensor, wanted: Tensor, ridge: float) -> Tensor:
-    """Real-valued coefficients float32[f, o] of centred features; block after block, each of what the others leave."""
+    ``gram`` is ``phi.T @ phi`` where that is known. With more features and samples than can be solved at once, block
+    after block of the features, each of what the others leave.
+    """
+    samples, features = phi.shape
+    if samples < features and samples <= MOST_FEATURES:  # the same solution, from products of samples
+        damped = (phi @ phi.T).double()
+        damped.diagonal().add_(ridge * float(phi.square().sum(0).mean()) + 1e-12)
+        return phi.T @ torch.linalg.solve(damped, wanted.double()).float()
     found, rest = [], wanted
-    for block in _blocks(phi.shape[1]):
-        part = phi[:, block]
-        found.append(_ridge(part.T @ part, part.T @ rest, ridge))
+    for part in phi.split(MOST_FEATURES, 1):
+        damped = (part.T @ part if gram is None else gram).double()
+        damped.diagonal().add_(ridge * damped.diagonal().mean() + 1e-12)
+        found.append(torch.linalg.solve(damped, (part.T @ rest).double()).float())
         rest = rest - part @ found[-1]
     return torch.cat(found)
-
-
-def _ridge(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
-    """The real-valued solution of the least-squares problem, damped by ``ridge`` times the mean square feature."""
-    damped = gram.double()
-    damped.diagonal().add_(ridge * damped.diagonal().mean() + 1e-12)
-    return torch.linalg.solve(damped, cross.double()).float()
-
-
-def _search_blocks(phi: Tensor, wanted: Tensor, codes: Tensor) -> Tensor:
-    """Block after block of the features, each fitted to what the others leave; ``codes`` is changed in place."""
-    answer = phi @ codes
-    scale = (answer * wanted).sum(0) / answer.square().sum(0).clamp_min(1e-12)
-    for _ in range(ROUNDS):
-        for block in _blocks(phi.shape[1]):
-            part = phi[:, block]
-            rest = answer - part @ codes[block]
-            left = wanted - rest * scale
-            chosen = codes[block].contiguous()
-            search_codes(part.T @ part, part.T @ left, chosen, fixed=scale)
-            codes[block] = chosen
-            answer = rest + part @ chosen
-            scale = (answer * wanted).sum(0) / answer.square().sum(0).clamp_min(1e-12)
-    return scale

@@ -8,11 +8,11 @@ import torch
 from networks import SmallResNet
 from torch import nn
 
-from bitbybit.bit_search import descend_bits, search_codes, tabu_bits
-from bitbybit.conversion import convert, fit_codes, learn_projections, set_quantisation
+from bitbybit.bit_search import descend_bits, search_codes, search_wide_codes, tabu_bits
+from bitbybit.conversion import _real_solution, convert, fit_codes, learn_projections, set_quantisation
 from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
 from bitbybit.patching import hash_layers
-from bitbybit.projection_fit import WindowedSign, fit_projections
+from bitbybit.projection_fit import WindowedSign, _trained_features, fit_projections
 
 COMMON = {
     "hash_kernel_type": "random_projection",
@@ -38,7 +38,7 @@ def test_descent_ends_where_no_single_flip_helps():
     gram, cross = (phi.T @ phi).astype(np.float32), (phi.T @ y).astype(np.float32)
     code = np.ones(12, np.float32)
     start = error_of(gram, cross, code)
-    descend_bits(gram, cross, code, (gram @ code).astype(np.float64), 0.0, False, 100)
+    descend_bits(gram, cross, code, (gram @ code).astype(np.float64), 100)
     found = error_of(gram, cross, code)
     assert found < start
     best = min(error_of(gram, cross, np.array(c, np.float32)) for c in itertools.product((-1, 1), repeat=12))
@@ -75,7 +75,7 @@ def test_tabu_search_never_ends_worse_than_it_started():
     gram, cross = (phi.T @ phi).astype(np.float32), (phi.T @ y).astype(np.float32)
     code = np.where(phi.T @ y >= 0, 1, -1).astype(np.float32)
     sums = (gram @ code).astype(np.float64)
-    descend_bits(gram, cross, code, sums, 0.0, False, 100)
+    descend_bits(gram, cross, code, sums, 100)
     descended = error_of(gram, cross, code)
     for turns in (0, 1, 7, 200):
         again = code.copy()
@@ -83,12 +83,12 @@ def test_tabu_search_never_ends_worse_than_it_started():
         assert error_of(gram, cross, again) <= descended * (1 - 1e-6) or np.array_equal(again, code)
 
 
-def fitted(module, x, blocks=None, monkeypatch=None, **settings):
+def fitted(module, x, most=None, monkeypatch=None, **settings):
     torch.manual_seed(0)
     kind = IntegerHashLinear if isinstance(module, nn.Linear) else IntegerHashConv2d
     layer = kind.from_torch_module(module, **{k: v for k, v in (COMMON | settings).items() if k != "arithmetic"}).eval()
     if monkeypatch is not None:
-        monkeypatch.setattr("bitbybit.conversion.BLOCK_FEATURES", blocks)
+        monkeypatch.setattr("bitbybit.conversion.MOST_FEATURES", most)
     set_quantisation(layer, x)
     with torch.no_grad():
         y = module(x)
@@ -107,12 +107,34 @@ def test_a_fitted_layer_explains_most_of_the_answer(tiling, hash_length, tile):
     assert measured == pytest.approx(lost, abs=0.05)  # positions that were not fitted to are like those that were
 
 
-def test_fitting_block_by_block_comes_near_to_all_at_once(monkeypatch):
+def test_the_search_of_wide_layers_comes_near_to_that_of_others(monkeypatch):
     torch.manual_seed(1)
     module, x = nn.Conv2d(16, 8, 3, padding=1), torch.relu(torch.randn(48, 16, 8, 8))
-    _, _, whole = fitted(module, x)
-    _, _, blocks = fitted(module, x, blocks=128, monkeypatch=monkeypatch)
-    assert blocks < 1.4 * whole
+    _, _, others = fitted(module, x)
+    _, _, wide = fitted(module, x, most=128, monkeypatch=monkeypatch)
+    assert wide < 1.2 * others
+
+
+@pytest.mark.parametrize(("samples", "features", "outputs"), [(200, 30, 21), (20, 60, 1)])
+def test_both_searches_descend_to_the_same_bits(monkeypatch, samples, features, outputs):
+    monkeypatch.setattr("bitbybit.bit_search.MOST_CHANGES", 0)  # no tabu search
+    generator = torch.Generator().manual_seed(0)
+    phi = torch.randn(samples, features, generator=generator)
+    wanted = torch.randn(samples, outputs, generator=generator)
+    codes = [torch.where(phi.T @ wanted >= 0, 1.0, -1.0) for _ in range(2)]
+    by_pairs = search_codes(phi.T @ phi, phi.T @ wanted, codes[0])
+    by_samples = search_wide_codes(phi, wanted, codes[1])
+    assert torch.equal(codes[0], codes[1])
+    torch.testing.assert_close(by_samples, by_pairs, rtol=1e-4, atol=1e-6)  # sums of float32 products
+
+
+def test_fewer_samples_than_features_have_the_same_real_solution(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    phi, wanted = torch.randn(20, 50, generator=generator), torch.randn(20, 4, generator=generator)
+    by_samples = _real_solution(phi, wanted, 0.1)
+    gram = phi.T @ phi
+    by_features = torch.linalg.solve(gram + 0.1 * gram.diagonal().mean() * torch.eye(50), phi.T @ wanted)
+    torch.testing.assert_close(by_samples, by_features, rtol=1e-4, atol=1e-5)
 
 
 def test_linear_layers_are_fitted():
@@ -210,3 +232,22 @@ def test_windowed_sign_passes_gradients_near_zero_alone():
     assert answer.flatten().tolist() == [-1, -2, 3, 4, 5]
     answer.sum().backward()
     assert z.grad.flatten().tolist() == [0, 2, 3, 4, 0]
+
+
+@pytest.mark.parametrize("module", [nn.Linear(150, 7), nn.Conv2d(150, 5, 3, padding=1)])
+def test_many_tiles_are_projected_a_few_at_a_time(module, monkeypatch):
+    kind = IntegerHashLinear if isinstance(module, nn.Linear) else IntegerHashConv2d
+    learned = COMMON | {"hash_kernel_type": "learned_projection", "hash_length": 32}
+    layer = kind.from_torch_module(module, **{k: v for k, v in learned.items() if k != "arithmetic"})
+    x = torch.randn(9, 150) if isinstance(module, nn.Linear) else torch.randn(2, 150, 6, 6)
+    found = []
+    for tiles in (8, 19):
+        monkeypatch.setattr("bitbybit.projection_fit.DENSE_TILES", tiles)
+        layer.zero_grad()
+        phi = _trained_features(layer, layer._as_image(x), 0.5)
+        (phi * torch.linspace(-1, 1, phi.numel()).view(phi.shape)).sum().backward()
+        found.append([phi.detach(), *(p.grad for kernel in layer.kernels() for p in kernel.parameters())])
+    assert len(found[0]) == 20
+    # gradients are float32 sums in another order
+    for few, all_at_once in zip(*found, strict=True):
+        torch.testing.assert_close(few, all_at_once, rtol=1e-4, atol=1e-5 * float(few.abs().max()))
