@@ -23,6 +23,7 @@ UNSIGNED, SIGNED = (0, 255), (-128, 127)
 NORM_LIMIT = 255  # a norm is one byte
 SQUARE_LIMIT = 255**2  # of a centred value
 EXACT_LIMIT = 1 << 24  # float32 holds every whole number up to here
+TILES_AT_ONCE = 8  # of pixels: a block-diagonal P of more would be zeros for the most part
 TILE_LIMIT = (EXACT_LIMIT - 1) // (NORM_LIMIT * projection_limit(8))  # features in a tile
 
 _packed: ContextVar[bool] = ContextVar("packed", default=False)
@@ -188,8 +189,8 @@ class IntegerHashLayer(nn.Module):
     def _groups(self, projections: list[Tensor] | None = None) -> list[tuple[slice, Tensor, Tensor]]:
         """For convolutions that share their channels: channels, projection [t * k, c, kh, kw], mask [t, c, kh, kw].
 
-        Tiles of pixels are one block-diagonal convolution; tiles of windows one convolution each, of the
-        channels that they touch.
+        Tiles of pixels are one block-diagonal convolution, a few at a time where they are many; tiles of windows one
+        convolution each, of the channels that they touch.
         """
         kernel, _, _ = self._encode_geometry()
         taps = math.prod(kernel)
@@ -199,13 +200,7 @@ class IntegerHashLayer(nn.Module):
         starts = [i * self.tile_size for i in range(self.tiles)]
         ends = [start + p.shape[1] for start, p in zip(starts, projections, strict=True)]
         if taps == 1:
-            rows = [F.pad(p, (a, self.features - b)) for p, a, b in zip(projections, starts, ends, strict=True)]
-            marks = [
-                F.pad(p.new_ones(1, b - a), (a, self.features - b))
-                for p, a, b in zip(projections, starts, ends, strict=True)
-            ]
-            shape = (-1, self.features, 1, 1)
-            return [(slice(0, self.features), torch.cat(rows).view(shape), torch.cat(marks).view(shape))]
+            return [self._pixel_group(projections, first) for first in range(0, self.tiles, TILES_AT_ONCE)]
         found = []
         for p, a, b in zip(projections, starts, ends, strict=True):
             low, high = a // taps, math.ceil(b / taps)
@@ -215,6 +210,13 @@ class IntegerHashLayer(nn.Module):
                 (slice(low, high), F.pad(p, around).view(shape), F.pad(p.new_ones(1, b - a), around).view(shape))
             )
         return found
+
+    def _pixel_group(self, projections: list[Tensor], first: int) -> tuple[slice, Tensor, Tensor]:
+        """Some tiles of pixels, from the first one on, as one convolution."""
+        tiles = projections[first : first + TILES_AT_ONCE]
+        marks = torch.block_diag(*(p.new_ones(1, p.shape[1]) for p in tiles))
+        start = first * self.tile_size
+        return slice(start, start + marks.shape[1]), torch.block_diag(*tiles)[..., None, None], marks[..., None, None]
 
     def _norms(self, v: Tensor, mask: Tensor) -> Tensor:
         """Norms as whole numbers 0..255, without a gradient: float32[n, t, oh, ow]."""

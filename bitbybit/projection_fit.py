@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,7 +27,6 @@ COEFFICIENT_RATE = 3e-3  # for the coefficients and the bias, in units of their 
 FEATURES_AT_ONCE = 1 << 22  # sign features of a step: 8 MiB of bfloat16
 PRODUCTS_AT_ONCE = 5 << 29  # of features and coefficients: what bounds the images of a step in a wide layer
 LEFT_OUT = 8  # one image in so many, to see whether the fit helps
-DENSE_TILES = 8  # of pixels, up to which one product with a block-diagonal P is the fastest way
 WIDEST, NARROWEST = 3.0, 0.1  # half the window, in root mean squares of a projected value
 
 
@@ -138,8 +136,7 @@ def _trained_features(layer: IntegerHashLayer, image: Tensor, width: float) -> T
     _, stride, dilation = layer._encode_geometry()
     v = layer._vectors(image).detach().contiguous(memory_format=torch.channels_last)
     parts = []
-    many = layer.tiles > DENSE_TILES and stride == (1, 1) and layer._encode_geometry()[0] == (1, 1)
-    for channels, projection, mask in _groups_of_many_tiles(layer) if many else layer._groups():
+    for channels, projection, mask in layer._groups():
         part = v[:, channels]
         z = F.conv2d(part, projection, None, stride, 0, dilation)
         by_place = layer._norms(part, mask).to(z.dtype).permute(0, 2, 3, 1)
@@ -147,14 +144,3 @@ def _trained_features(layer: IntegerHashLayer, image: Tensor, width: float) -> T
         size = z.detach().float().square().mean((0, 2, 3)).sqrt().clamp_min(1e-6).view(-1, 1, 1)
         parts.append(WindowedSign.apply(z, norms, (width * size).to(z.dtype)))
     return torch.cat(parts, 1)
-
-
-def _groups_of_many_tiles(layer: IntegerHashLayer) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """As ``layer._groups``, some tiles at a time: a block-diagonal P of all would be zeros for the most part."""
-    projections = layer.tile_projections()
-    for first in range(0, layer.tiles, DENSE_TILES):
-        matrices = projections[first : first + DENSE_TILES]
-        sizes = [p.shape[1] for p in matrices]
-        mask = torch.block_diag(*(p.new_ones(1, size) for p, size in zip(matrices, sizes, strict=True)))
-        start = first * layer.tile_size
-        yield slice(start, start + sum(sizes)), torch.block_diag(*matrices)[..., None, None], mask[..., None, None]
