@@ -301,6 +301,21 @@ def test_batch_norm_reestimation_does_not_depend_on_the_images_being_sorted():
     torch.testing.assert_close(model[0].running_var, images.var((0, 2, 3)), rtol=0.1, atol=0)
 
 
+def test_batch_norm_is_estimated_anew_from_images_augmented_as_in_training(tiny, float_weights, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "bitbybit.training.loop.reestimate_batch_norm", lambda _model, images, _device: seen.append(images)
+    )
+    options = hashed_options(float_weights, epochs=1, calibration=48)
+    assert not options.frozen_norms
+    train(options, tmp_path / "run")
+    train(options, tmp_path / "again")
+    (images, again) = seen
+    assert len(images) == 48 and torch.equal(images, again)
+    black = images[:, :, 0, 0] == images.amin((0, 2, 3))  # no pixel of the images themselves is as dark in all channels
+    assert 0 < int(black.all(1).sum()) < 48
+
+
 def test_training_under_analog_noise_ends_exact(tiny, float_weights, tmp_path):
     noisy = hashed_options(float_weights, epochs=1, noise={"comparator_noise": 0.3, "comparator_offset": 0.1})
     result = train(noisy, tmp_path / "noisy")
