@@ -10,8 +10,10 @@ from command_line import CARD, TinyResNet, hashed_tiny, refused, save_tiny
 from PIL import Image
 
 from bitbybit.checkpoint import save_checkpoint
+from bitbybit.cli.noise import _data
 from bitbybit.noise import NoiseSpec, analog_noise
 from bitbybit.noise_study import study_noise
+from bitbybit.utils.data import dataset_spec, evenly_spread, load_arrays, normalise
 
 pytest_plugins = ["command_fixtures"]
 
@@ -92,6 +94,14 @@ def test_noise_takes_one_kind_and_another_place(cli, tmp_path):
     content = json.loads(report.read_text())
     assert (len(content["rows"]), content["calibrated"], content["seed"]) == (1, 16, 4)
     assert report.with_suffix(".png").is_file()
+
+
+def test_noise_calibrates_with_images_augmented_as_in_training():
+    arrays, spec = load_arrays("digits", ""), dataset_spec("digits")
+    _, _, augmented = _data("digits", "", 12, 16)
+    plain = normalise(arrays.train_x[evenly_spread(len(arrays.train_y), 16)], spec.mean, spec.std)
+    moved = (augmented != plain).flatten(1).any(1)
+    assert len(augmented) == 16 and int(moved.sum()) > 8  # a crop leaves one image in 81 where it was
 
 
 @pytest.mark.parametrize(
