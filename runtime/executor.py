@@ -1,8 +1,8 @@
 """Runs plans: keeps them by shape, lends each run an arena, spreads work over threads.
 
 A batch whose images are independent is cut in parts, and threads take parts: one arena stays in a
-core's cache and there is one meeting of threads for a whole run. Otherwise the threads share the
-positions of each step that is long enough.
+core's cache and there is one meeting of threads for a whole run. Otherwise, and for one image, the
+threads walk the native steps together, and share the positions of other steps that are long enough.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ import numpy as np
 from runtime.batching import batch_is_separable
 from runtime.builder import Work
 from runtime.errors import ArtifactError
-from runtime.kernels.native import call_all_timed
+from runtime.kernels.native import call_all, call_all_timed
 from runtime.model import Array, Model
-from runtime.plan import BoundPlan, Plan, bind_plan, build_plan, parts_of
+from runtime.plan import BoundPlan, Plan, Stage, bind_plan, build_plan
 from runtime.profile import Profiler, StepTime
 from runtime.shapes import analyse
+from runtime.team import Helpers
 
 _PLAN_LIMIT = 64  # plans kept; the one used longest ago goes first
 _IDLE_ARENAS = 4  # arenas that one plan keeps for later runs, beyond that they are freed
@@ -78,6 +79,7 @@ class Executor:
         self._separable: dict[tuple[object, ...], bool] = {}
         # The calling thread works too, so a run on one thread needs no worker.
         self._workers = ThreadPoolExecutor(threads - 1) if threads > 1 else None
+        self._helpers = Helpers(threads - 1)
 
     def run(self, inputs: Mapping[str, Array], wanted: tuple[str, ...]) -> dict[str, Array]:
         """Computes values.
@@ -181,36 +183,34 @@ class Executor:
 
     def _work(self, bound: BoundPlan, shared: bool = True) -> None:
         """Runs every step; ``shared`` lets threads share one step's positions."""
-        run = self._share if shared and self._workers is not None else _run_alone
-        if self._profiler is None:
-            for stage in bound.stages:
-                run(stage.work)
-            return
-        edges: list[tuple[int, int]] = []  # begin and end of each step, in ns
+        edges: list[tuple[int, int]] = []  # begin and end of each step, in ns, where they are wanted
         for stage in bound.stages:
-            times = None if stage.native is None else call_all_timed(stage.native)
-            if times is not None:
-                edges += pairwise(times.tolist())
-                continue
-            for work in stage.works:
+            if stage.native is None:
                 begin = time.perf_counter_ns()
-                run(work)
+                self._call(stage.works[0], stage.threads if shared else 1)
                 edges.append((begin, time.perf_counter_ns()))
-        thread = threading.get_ident()
-        self._profiler.add(
-            [
-                StepTime(step.name, step.op_type, (end - begin) / 1e6, step.shape, begin / 1e3, thread)
-                for step, (begin, end) in zip(bound.plan.steps, edges, strict=True)
-            ]
-        )
+            elif stage.team is None or not shared:
+                edges += _call_native(stage, stage.native, self._profiler is not None)
+            elif self._profiler is None:
+                stage.team.run(self._helpers)
+            else:
+                edges += pairwise(stage.team.run_timed(self._helpers).tolist())
+        if self._profiler is not None:
+            thread = threading.get_ident()
+            self._profiler.add(
+                [
+                    StepTime(step.name, step.op_type, (end - begin) / 1e6, step.shape, begin / 1e3, thread)
+                    for step, (begin, end) in zip(bound.plan.steps, edges, strict=True)
+                ]
+            )
 
-    def _share(self, work: Work) -> None:
-        parts = parts_of(work, self._threads)
-        if parts < 2 or self._workers is None:
-            _run_alone(work)
+    def _call(self, work: Work, threads: int) -> None:
+        """Runs a step that Python calls; threads take equal shares."""
+        if threads == 1 or self._workers is None:
+            work.call(0, work.positions, 0)
             return
-        edges = [index * work.positions // parts for index in range(parts + 1)]
-        futures = [self._workers.submit(work.call, edges[slot], edges[slot + 1], slot) for slot in range(1, parts)]
+        edges = [index * work.positions // threads for index in range(threads + 1)]
+        futures = [self._workers.submit(work.call, edges[slot], edges[slot + 1], slot) for slot in range(1, threads)]
         try:
             work.call(0, edges[1], 0)
         finally:
@@ -218,5 +218,17 @@ class Executor:
                 future.result()
 
 
-def _run_alone(work: Work) -> None:
-    work.call(0, work.positions, 0)
+def _call_native(stage: Stage, native: Array, timed: bool) -> list[tuple[int, int]]:
+    """Runs native steps on this thread; begin and end of each in ns if ``timed``."""
+    if not timed:
+        call_all(native)
+        return []
+    times = call_all_timed(native)
+    if times is not None:
+        return list(pairwise(times.tolist()))
+    edges = []
+    for work in stage.works:
+        begin = time.perf_counter_ns()
+        work.call(0, work.positions, 0)
+        edges.append((begin, time.perf_counter_ns()))
+    return edges

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -15,13 +14,17 @@ from runtime.arena import ALIGNMENT, Lifetime, Placement, place
 from runtime.builder import Operand, PlanBuilder, Step, Work, whole
 from runtime.conversions import SLACK
 from runtime.fallback import reference_function
-from runtime.kernels.native import NativeCall, call_all
+from runtime.kernels.native import NativeCall
+from runtime.kernels.team import MOST_PARTS
 from runtime.layout import Layout
 from runtime.model import Array, Model, Node, ValueSpec
 from runtime.operators import LSH_OPERATORS, NATIVE_OPERATORS
 from runtime.shapes import Values, analyse
+from runtime.team import TeamSteps
 
-_SPLIT_NS = 60_000.0  # least work worth handing to a thread: a hand-over costs about 20 us
+_SPLIT_NS = 60_000.0  # least share of a step that Python calls: a hand-over costs about 20 us
+_HELP_NS = 40_000.0  # least share of a native stage: helpers come at once, or wake up within some 30 us
+_PART_NS = 400.0  # least part of a native step, among threads that are at work
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class Stage:
-    """Neighbouring steps that run in one go.
+    """Neighbouring native steps that run in one go, or one step that Python calls.
 
     Attributes:
-        work: all of them.
-        works: each of them.
-        native: intp[steps, 3], as ``call_all`` takes them; None for a step that Python calls, or that threads share.
+        works: its steps.
+        native: intp[steps, 3], as ``call_all`` takes them; None for a step that Python calls.
+        threads: how many of a run's threads are worth the hand-over.
+        team: the native steps cut in parts for so many; None for one.
     """
 
-    work: Work
     works: tuple[Work, ...]
     native: Array | None
+    threads: int
+    team: TeamSteps | None
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class BoundPlan:
         plan: the plan.
         inputs: graph input to the array that takes it.
         outputs: wanted value to the array that holds it after the last step.
-        stages: neighbouring native steps that threads do not share are one stage.
+        stages: all steps; neighbouring native ones are one stage.
         arena: the memory of all buffers, which native steps know by address.
     """
 
@@ -161,21 +166,39 @@ def bind_plan(plan: Plan) -> BoundPlan:
     )
 
 
-def parts_of(work: Work, threads: int) -> int:
-    """Parts in which threads should share a step; 1 where handing over costs more than it gains."""
-    return max(1, min(threads, work.positions, int(work.positions * work.cost / _SPLIT_NS)))
-
-
-def _stages(works: Sequence[Work], threads: int) -> Iterator[Stage]:
+def _stages(works: Sequence[Work], slots: int) -> Iterator[Stage]:
     """Joins neighbouring native steps, so that Python is not asked between them."""
-    for native, group in groupby(works, lambda w: isinstance(w.call, NativeCall) and parts_of(w, threads) == 1):
-        joined = list(group)
-        if native and len(joined) > 1:
-            calls = [(work.call, work.positions) for work in joined]
-            steps = np.array([(call.kernel, call.arguments, end) for call, end in calls], np.intp)  # type: ignore[union-attr]
-            yield Stage(whole(partial(call_all, steps)), tuple(joined), steps)
+    for native, group in groupby(works, lambda work: isinstance(work.call, NativeCall)):
+        if native:
+            yield _native_stage(tuple(group), slots)
         else:
-            yield from (Stage(work, (work,), None) for work in joined)
+            for work in group:
+                yield Stage((work,), None, _least(slots, work.positions, _cost(work) / _SPLIT_NS), None)
+
+
+def _native_stage(works: tuple[Work, ...], slots: int) -> Stage:
+    calls = [(work.call.kernel, work.call.arguments, work.positions) for work in works]  # type: ignore[union-attr]
+    steps = np.array(calls, np.intp)
+    threads = _least(slots, MOST_PARTS, sum(map(_cost, works)) / _HELP_NS)
+    if threads == 1:
+        return Stage(works, steps, 1, None)
+    parts = [[_parts_of(work, threads)] for work in works]
+    return Stage(works, steps, threads, TeamSteps(np.hstack([steps, parts]).astype(np.intp), threads))
+
+
+def _parts_of(work: Work, threads: int) -> int:
+    """Parts of a step among threads that are at work: two for each, one, or as many as are worth it."""
+    parts = _least(2 * threads, MOST_PARTS, work.positions, _cost(work) / _PART_NS)
+    return parts - parts % threads if parts > threads else parts
+
+
+def _cost(work: Work) -> float:
+    return work.positions * work.cost
+
+
+def _least(*limits: float) -> int:
+    """The least of some limits, but at least 1."""
+    return max(1, int(min(limits)))
 
 
 def _needed(model: Model, values: Values, wanted: Sequence[str]) -> list[Node]:

@@ -111,23 +111,23 @@ def call_all_timed(steps: Array) -> Array | None:
         int64[steps + 1], ns of ``time.perf_counter_ns`` before the first and after each; None, and nothing called,
         where compiled code cannot read the clock.
     """
-    clock = _clock_address()
+    clock, which = clock_address()
     if not clock:
         return None
     times = np.zeros((len(steps) + 1, 2), np.int64)
-    _call_all_timed(steps, clock, time.CLOCK_MONOTONIC, times.ctypes.data)
+    _call_all_timed(steps, clock, which, times.ctypes.data)
     return times[:, 0] * 1_000_000_000 + times[:, 1]
 
 
 @cache
-def _clock_address() -> int:
-    """Address of libc's ``clock_gettime``; 0 where there is none, or where it is not the clock that Python reads."""
+def clock_address() -> tuple[int, int]:
+    """Address of libc's ``clock_gettime`` and its clock; 0 where there is none, or where Python reads another clock."""
     if "clock_gettime(CLOCK_MONOTONIC)" not in time.get_clock_info("perf_counter").implementation:
-        return 0
+        return 0, 0
     try:
-        return ctypes.cast(ctypes.CDLL(None).clock_gettime, ctypes.c_void_p).value or 0
+        return ctypes.cast(ctypes.CDLL(None).clock_gettime, ctypes.c_void_p).value or 0, time.CLOCK_MONOTONIC
     except (OSError, AttributeError, TypeError):
-        return 0
+        return 0, 0
 
 
 @compiled

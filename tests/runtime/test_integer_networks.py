@@ -187,7 +187,7 @@ def test_an_image_that_is_wanted_too_is_stored_both_ways(rng: np.random.Generato
     assert [operand.spec.dtype for operand in dots[0].outputs[:-1]] == [np.uint8, np.float32]
 
 
-def test_steps_that_threads_do_not_share_are_one_stage(rng: np.random.Generator) -> None:
+def test_native_steps_are_one_stage(rng: np.random.Generator) -> None:
     layers = layers_for(rng, 3)
     nodes = [node for index, layer in enumerate(layers) for node in layer.nodes(str(index), _source(index))]
     bound = bind_plan(plan_of(layers, nodes, ["2/codes"]))  # type: ignore[arg-type]
