@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn import functional as F
 
 from bitbybit.sign_features import Geometry
 
@@ -16,6 +18,13 @@ class HashProduct(Function):
 
     ``n sign(P v)`` is given the slope of a line ``R v``, R proportional to P. Towards v and P a layer then looks like
     one convolution of v with ``line = codes R``, so its backward pass is a float layer's and not one over all the bits.
+    A window of twice the length has the same signs and twice the answer. What the answer is beyond the line therefore
+    grows with the window's length |v|, and what is differentiated towards v is
+
+        line v + (answer - bias - line v).detach() |v| / |v|.detach().
+
+    Without the second term a network does not see that its errors grow with its activations, and inflates them.
+
     Only the gradient of the codes needs the bits. It may be estimated from the first images of a batch: the line
     tells what it would be for all images if the features were ``R v``, and those images add, scaled up, what they are
     beyond that. Its mean over orders of a batch is the gradient.
@@ -48,19 +57,21 @@ class HashProduct(Function):
         Returns:
             ``answer``.
         """
-        ctx.save_for_backward(v, line, codes, features, rows)
+        ctx.save_for_backward(v, line, codes, bias, answer, features, rows)
         ctx.geometries = geometries
         return answer.view_as(answer)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        v, line, codes, features, rows = ctx.saved_tensors
+        v, line, codes, bias, answer, features, rows = ctx.saved_tensors
         of_line, of_codes = ctx.geometries
         for_v, for_line, for_codes, for_bias, *_ = ctx.needs_input_grad
         count, sampled = len(v), len(features)
         grad_v = grad_line = grad_codes = grad_bias = None
         if for_v:
             grad_v = _backward(grad, v, line, of_line, of_input=True)
+            beyond = answer - F.conv2d(v, line, bias, stride=of_line[0], dilation=of_line[1])
+            grad_v += _lengthwise((beyond * grad).sum(1, keepdim=True, dtype=torch.float32), v, line.shape[2:], of_line)
         if for_line or (for_codes and sampled < count):
             first = grad_line = _backward(grad[:sampled], v[:sampled], line, of_line, of_input=False)
             if sampled < count:
@@ -76,6 +87,34 @@ class HashProduct(Function):
         if for_bias:
             grad_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(grad.dtype)
         return grad_v, grad_line, grad_codes, grad_bias, None, None, None, None
+
+
+def _lengthwise(product: Tensor, v: Tensor, kernel: Sequence[int], geometry: Geometry) -> Tensor:
+    """The gradient of ``sum of product |window| / |window|.detach()``, in the shape and type of v.
+
+    Args:
+        product: float32[n, 1, oh, ow], a number for each window.
+        v: float[n, c, h, w].
+        kernel: rows and columns of a window.
+        geometry: its stride and dilation.
+    """
+    (sy, sx), (dy, dx) = geometry
+    (oh, ow), (kh, kw) = product.shape[2:], kernel
+    # Where the windows have their pixel of each tap; sums over taps cost less so than convolutions of one channel.
+    taps = [
+        (..., slice(i * dy, i * dy + sy * (oh - 1) + 1, sy), slice(j * dx, j * dx + sx * (ow - 1) + 1, sx))
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    energy = v.square().sum(1, keepdim=True, dtype=torch.float32)
+    square = torch.zeros_like(product)
+    for tap in taps:
+        square += energy[tap]
+    share = product / square.clamp_(min=1.0)  # v holds whole numbers: a window's square is 0, or 1 and more
+    spread = torch.zeros_like(energy)
+    for tap in taps:
+        spread[tap] += share
+    return v * spread.to(v.dtype)
 
 
 def _backward(grad: Tensor, image: Tensor, weight: Tensor, geometry: Geometry, *, of_input: bool) -> Tensor:

@@ -30,18 +30,19 @@ def reference_forward(layer: IntegerHashConv2d | IntegerHashLinear, x: Tensor) -
     """
     if isinstance(layer, IntegerHashLinear):
         columns = x.reshape(-1, layer.in_features)
-        y = _estimate(layer, _quantised(layer, columns) - layer.integer_centre().float(), 0, 0)
+        vectors = _quantised(layer, columns) - layer.integer_centre().float()
+        y = _homogeneous(*_estimate(layer, vectors, 0, 0), vectors)
         return (y * layer.scale + layer.bias).view(*x.shape[:-1], -1)
     q = F.pad(_quantised(layer, x), layer.pads) - layer.integer_centre().float().view(-1, 1, 1)
     n, taps = len(x), math.prod(layer.kernel_size)
     windows = F.unfold(q, layer.kernel_size, layer.dilation, 0, layer.stride).transpose(1, 2)
     windows = windows.reshape(-1, layer.in_channels, taps)  # positions, channels, taps
-    total: Tensor | float = 0.0
+    total, on_line = windows.new_zeros(()), windows.new_zeros(())
     for tap in range(taps if layer.pixel else 1):
         vectors = windows[:, :, tap] if layer.pixel else windows.flatten(1)
-        total = total + _estimate(layer, vectors, *divmod(tap, layer.kernel_size[1]))
-    assert isinstance(total, Tensor)
-    y = total * layer.scale + layer.bias
+        answer, line = _estimate(layer, vectors, *divmod(tap, layer.kernel_size[1]))
+        total, on_line = total + answer, on_line + line
+    y = _homogeneous(total, on_line, windows.flatten(1)) * layer.scale + layer.bias
     return y.view(n, *layer.output_size(*x.shape[2:]), -1).permute(0, 3, 1, 2)
 
 
@@ -51,10 +52,30 @@ def _quantised(layer: IntegerHashConv2d | IntegerHashLinear, x: Tensor) -> Tenso
     return straight_through(exact.round().clamp(low, high), exact.clamp(low - 0.5, high + 0.5))
 
 
-def _estimate(layer: IntegerHashConv2d | IntegerHashLinear, vectors: Tensor, ky: int, kx: int) -> Tensor:
-    """``sum over tiles of n h_x . h_w`` of centred vectors: float32[m, o] of float32[m, features]."""
+def _homogeneous(answer: Tensor, line: Tensor, windows: Tensor) -> Tensor:
+    """``answer``, which grows with the windows' lengths also where it departs from the straight line.
+
+    Args:
+        answer, line: float32[m, o].
+        windows: float32[m, features], centred.
+    """
+    length = windows.square().sum(1, keepdim=True).clamp(min=1.0).sqrt()
+    return answer + (answer - line).detach() * (length / length.detach() - 1)
+
+
+def _estimate(layer: IntegerHashConv2d | IntegerHashLinear, vectors: Tensor, ky: int, kx: int) -> tuple[Tensor, Tensor]:
+    """``sum over tiles of n h_x . h_w`` of centred vectors, and the line that it follows.
+
+    Args:
+        layer: of which the weights' codes are taken.
+        vectors: float32[m, features].
+        ky, kx: the tap.
+
+    Returns:
+        Both float32[m, o].
+    """
     bits, k = layer.spec.hash_length, layer.code_weight
-    total: Tensor | float = 0.0
+    total, on_line = vectors.new_zeros(()), vectors.new_zeros(())
     for t, p in enumerate(layer.tile_projections()):
         v = vectors[:, t * layer.tile_size : (t + 1) * layer.tile_size]
         z = v @ p.T
@@ -65,6 +86,5 @@ def _estimate(layer: IntegerHashConv2d | IntegerHashLinear, vectors: Tensor, ky:
         features = straight_through(torch.where(z >= 0, norm, -norm), line)
         latent = k[:, t * bits : (t + 1) * bits, ky, kx]
         signs = straight_through(torch.where(latent >= 0, 1.0, -1.0), latent.clamp(-1, 1))
-        total = total + features @ signs.T
-    assert isinstance(total, Tensor)
-    return total
+        total, on_line = total + features @ signs.T, on_line + line @ signs.T
+    return total, on_line

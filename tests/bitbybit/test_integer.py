@@ -120,6 +120,23 @@ def test_gradients_of_a_linear_layer_equal_the_plain_expression():
 
 
 @pytest.mark.parametrize("tiling", ["pixel", "patch"])
+@pytest.mark.parametrize("hash_length", [8, 64])
+def test_gradient_knows_that_answers_grow_with_their_inputs(tiling, hash_length):
+    _, layer = conv_layer(hash_length=hash_length, tiling=tiling, convolution={"padding": 1, "stride": 2})
+    layer.centre.zero_()
+    layer.train()
+    x = (torch.randint(-60, 60, (3, 20, 7, 7)) / 32).requires_grad_(
+        True
+    )  # whole numbers after quantising, none clipped
+    y = layer(x)
+    direction = torch.randn_like(y)
+    (gradient,) = torch.autograd.grad((y * direction).sum(), x)
+    # An input twice as large has the same bits, norms twice as large and, but for the bias, twice the answer.
+    wanted = ((y - layer.bias.view(-1, 1, 1)) * direction).sum().detach()
+    assert float((gradient * x.detach()).sum()) == pytest.approx(float(wanted), rel=1e-4, abs=1e-2)
+
+
+@pytest.mark.parametrize("tiling", ["pixel", "patch"])
 def test_gradients_are_nearly_those_of_the_layer_replaced(tiling):
     module, layer = conv_layer(hash_length=512, tiling=tiling)
     layer.train()
