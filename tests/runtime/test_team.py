@@ -130,17 +130,17 @@ def test_times_follow_one_another() -> None:
 
 @pytest.mark.parametrize("pause", [0.0, 0.01])
 def test_threads_end_with_their_helpers(pause: float) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     helpers = Helpers(3)
     Chain(4, 4, 10).check(helpers)
-    assert threading.active_count() > before
+    started = set(threading.enumerate()) - before
+    assert started
     time.sleep(pause)
     del helpers
     gc.collect()
-    deadline = time.monotonic() + 20
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert threading.active_count() == before
+    for thread in started:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in started)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
