@@ -24,3 +24,8 @@ class Disturbance(Protocol):
     def read(self, index: int, z: Tensor) -> Tensor:
         """What the comparators see of the projections ``z``: float[t, ..., k] of float[t, ..., k], t tiles."""
         ...
+
+
+def written(noise: Disturbance | None, projections: list[Tensor]) -> list[Tensor]:
+    """The projections of a layer's tiles as they are written to its array."""
+    return projections if noise is None else [noise.quantised(p) for p in projections]

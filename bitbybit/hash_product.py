@@ -21,7 +21,7 @@ class HashProduct(Function):
     A window of twice the length has the same signs and twice the answer. What the answer is beyond the line therefore
     grows with the window's length |v|, and what is differentiated towards v is
 
-        line v + (answer - bias - line v).detach() |v| / |v|.detach().
+        line v + (exact - bias - line v).detach() |v| / |v|.detach().
 
     Without the second term a network does not see that its errors grow with its activations, and inflates them.
 
@@ -38,6 +38,7 @@ class HashProduct(Function):
         codes: Tensor,
         bias: Tensor,
         answer: Tensor,
+        exact: Tensor,
         features: Tensor,
         rows: Tensor,
         geometries: tuple[Geometry, Geometry],
@@ -50,6 +51,7 @@ class HashProduct(Function):
             codes: float[o, t * k, kh, kw], times the scale; [o, t * k, 1, 1] where windows are hashed.
             bias: float[o].
             answer: float[n, o, oh, ow], the correlation of all features with ``codes``, plus ``bias``.
+            exact: the answer of an undisturbed array, which gradients are taken of; often ``answer`` itself.
             features: float[m, t * k, h, w], of the first m images; the codes' gradient is taken from these.
             rows: float32[t * k, features], R: tiles on the diagonal.
             geometries: of the correlation with ``line``, and of that with ``codes``.
@@ -57,20 +59,20 @@ class HashProduct(Function):
         Returns:
             ``answer``.
         """
-        ctx.save_for_backward(v, line, codes, bias, answer, features, rows)
+        ctx.save_for_backward(v, line, codes, bias, exact, features, rows)
         ctx.geometries = geometries
         return answer.view_as(answer)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        v, line, codes, bias, answer, features, rows = ctx.saved_tensors
+        v, line, codes, bias, exact, features, rows = ctx.saved_tensors
         of_line, of_codes = ctx.geometries
         for_v, for_line, for_codes, for_bias, *_ = ctx.needs_input_grad
         count, sampled = len(v), len(features)
         grad_v = grad_line = grad_codes = grad_bias = None
         if for_v:
             grad_v = _backward(grad, v, line, of_line, of_input=True)
-            beyond = answer - F.conv2d(v, line, bias, stride=of_line[0], dilation=of_line[1])
+            beyond = exact - F.conv2d(v, line, bias, stride=of_line[0], dilation=of_line[1])
             grad_v += _lengthwise((beyond * grad).sum(1, keepdim=True, dtype=torch.float32), v, line.shape[2:], of_line)
         if for_line or (for_codes and sampled < count):
             first = grad_line = _backward(grad[:sampled], v[:sampled], line, of_line, of_input=False)
@@ -86,7 +88,7 @@ class HashProduct(Function):
                 grad_codes = (grad_codes.float() / share + on_line).to(codes.dtype)
         if for_bias:
             grad_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(grad.dtype)
-        return grad_v, grad_line, grad_codes, grad_bias, None, None, None, None
+        return grad_v, grad_line, grad_codes, grad_bias, *(None,) * 5
 
 
 def _lengthwise(product: Tensor, v: Tensor, kernel: Sequence[int], geometry: Geometry) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitbybit.disturbance import Disturbance
+from bitbybit.disturbance import Disturbance, written
 from bitbybit.errors import ConfigError
 from bitbybit.hash_product import HashProduct
 from bitbybit.kernel import HashKernel, kernel_factory
@@ -195,8 +195,6 @@ class IntegerHashLayer(nn.Module):
         kernel, _, _ = self._encode_geometry()
         taps = math.prod(kernel)
         projections = projections or self.tile_projections()
-        if self.noise is not None:
-            projections = [self.noise.quantised(p) for p in projections]
         starts = [i * self.tile_size for i in range(self.tiles)]
         ends = [start + p.shape[1] for start, p in zip(starts, projections, strict=True)]
         if taps == 1:
@@ -236,18 +234,20 @@ class IntegerHashLayer(nn.Module):
             dtype: of the features; bfloat16 holds them exactly. That of x when None.
         """
         dtype = dtype or x.dtype
-        return self._features(self._centred(x, dtype)[0])
+        return self._features(self._centred(x, dtype)[0], self.tile_projections(), self.noise)
 
     @torch.no_grad()
-    def _features(self, v: Tensor, projections: list[Tensor] | None = None, known: Tensor | None = None) -> Tensor:
-        """Sign features of centred images, with projections and norms where they are known."""
+    def _features(
+        self, v: Tensor, projections: list[Tensor], noise: Disturbance | None, known: Tensor | None = None
+    ) -> Tensor:
+        """Sign features of centred images under what disturbs the projections, with norms where they are known."""
         _, stride, dilation = self._encode_geometry()
         features, dtype, tile = [], v.dtype, 0
-        for index, (channels, projection, mask) in enumerate(self._groups(projections)):
+        for index, (channels, projection, mask) in enumerate(self._groups(written(noise, projections))):
             part = v[:, channels] if channels != slice(0, v.shape[1]) else v
             norms = self._norms(part, mask) if known is None else known[:, tile : tile + len(mask)]
             tile += len(mask)
-            offset = None if self.noise is None else self._offset(self.noise, index, part, projection)
+            offset = None if noise is None else self._offset(noise, index, part, projection)
             features.append(sign_features(part, projection.to(dtype), norms.to(dtype), (stride, dilation), offset))
         return features[0] if len(features) == 1 else torch.cat(features, 1)
 
@@ -313,17 +313,25 @@ class IntegerHashLayer(nn.Module):
         codes, bias = codes.to(dtype), self.bias.to(dtype)
         sampled = max(1, round(self.code_share * len(x)))
         v, q = self._centred(x, dtype)
-        if q is not None and self.noise is None and not self.real_codes:
-            exact, norms = self._packed_answer(q, projections)
-            answer = exact.to(dtype)
-            features = self._features(v.detach()[:sampled], projections, norms[:sampled])
+        still, exact, norms = v.detach(), None, None
+        stride, dilation = self._dot_geometry()
+
+        def correlated(features: Tensor) -> Tensor:
+            return F.conv2d(features, codes.detach(), bias.detach(), stride=stride, dilation=dilation)
+
+        if q is not None and not self.real_codes:
+            packed, norms = self._packed_answer(q, projections)
+            exact = packed.to(dtype)
+        if exact is not None and norms is not None and self.noise is None:
+            answer, features = exact, self._features(still[:sampled], projections, None, norms[:sampled])
         else:
-            features = self._features(v.detach(), projections)
-            stride, dilation = self._dot_geometry()
-            answer = F.conv2d(features, codes.detach(), bias.detach(), stride=stride, dilation=dilation)
+            features = self._features(still, projections, self.noise, norms)
+            answer = correlated(features)
+            if exact is None:
+                exact = answer if self.noise is None else correlated(self._features(still, projections, None))
             features = features if sampled == len(x) else features[:sampled].clone()
-        geometries = tuple(of_line), self._dot_geometry()
-        return HashProduct.apply(v, line, codes, bias, answer, features, rows.detach(), geometries)
+        geometries = tuple(of_line), (stride, dilation)
+        return HashProduct.apply(v, line, codes, bias, answer, exact, features, rows.detach(), geometries)
 
     @torch.no_grad()
     def _packed_answer(self, q: Tensor, projections: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -361,7 +369,9 @@ class IntegerHashLayer(nn.Module):
         v = self._vectors(self._as_image(x))
         _, stride, dilation = self._encode_geometry()
         bits, norms = [], []
-        for index, (channels, projection, mask) in enumerate(self._groups()):
+        for index, (channels, projection, mask) in enumerate(
+            self._groups(written(self.noise, self.tile_projections()))
+        ):
             part = v[:, channels]
             z = F.conv2d(part, projection, stride=stride, dilation=dilation)
             bits.append((z if self.noise is None else z + self._offset(self.noise, index, part, projection)) >= 0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitbybit.disturbance import Disturbance
+from bitbybit.disturbance import Disturbance, written
 from bitbybit.engine import Fold, code_dtype, correlate, encode, encode_windows
 from bitbybit.errors import ConfigError
 from bitbybit.kernel import HashKernel, kernel_factory
@@ -72,7 +72,7 @@ class _HashLayer(nn.Module):
     def projection(self, part: Part) -> Tensor:
         """The tiles' projections side by side: float[k, features]."""
         tiles = [row[part.column].projection_matrix for row in self.hash_kernels]  # type: ignore[index]
-        return torch.cat(tiles if self.noise is None else [self.noise.quantised(p) for p in tiles], dim=1)
+        return torch.cat(written(self.noise, tiles), dim=1)
 
     def _tiles(self, vectors: Tensor) -> Tensor:
         """Cuts float[M, features] into float[T, M, tile_size]; zeros fill the last tile."""

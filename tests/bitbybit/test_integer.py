@@ -125,9 +125,8 @@ def test_gradient_knows_that_answers_grow_with_their_inputs(tiling, hash_length)
     _, layer = conv_layer(hash_length=hash_length, tiling=tiling, convolution={"padding": 1, "stride": 2})
     layer.centre.zero_()
     layer.train()
-    x = (torch.randint(-60, 60, (3, 20, 7, 7)) / 32).requires_grad_(
-        True
-    )  # whole numbers after quantising, none clipped
+    x = torch.randint(-60, 60, (3, 20, 7, 7)) / 32  # on the layer's grid, and none is clipped
+    x.requires_grad_(True)
     y = layer(x)
     direction = torch.randn_like(y)
     (gradient,) = torch.autograd.grad((y * direction).sum(), x)

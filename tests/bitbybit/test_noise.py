@@ -259,7 +259,6 @@ def test_gradients_are_those_of_the_exact_layer(levels):
     assert all(torch.equal(a, b) for a, b in zip(exact, noisy, strict=True))
 
 
-@pytest.mark.xfail(reason="what the answer is beyond the line includes the disturbance", strict=True)
 @pytest.mark.parametrize("tiling", ["pixel", "patch"])
 def test_gradients_of_integer_features_are_those_of_the_exact_layer(tiling):
     model, _ = network(tiling, "integer")

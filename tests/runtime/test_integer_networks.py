@@ -200,7 +200,9 @@ def _source(index: int) -> str:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_eight_callers_share_a_session(rng: np.random.Generator, threads: int) -> None:
+def test_eight_callers_share_a_session(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    monkeypatch.setattr("runtime.plan._HELP_NS", 1.0)  # threads share steps however short they are
+    monkeypatch.setattr("runtime.plan._PART_NS", 1.0)
     layers = layers_for(rng, 3)
     nodes = [node for index, layer in enumerate(layers) for node in layer.nodes(str(index), _source(index))]
     session = session_of(layers, nodes, ["2/output"], threads)

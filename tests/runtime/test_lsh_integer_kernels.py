@@ -193,7 +193,11 @@ def test_scales_at_the_ends_of_float32(rng: np.random.Generator, size: float) ->
 
 
 @pytest.mark.parametrize("images", [1, 11])
-def test_threads_give_the_same_bits_as_one(rng: np.random.Generator, images: int) -> None:
+def test_threads_give_the_same_bits_as_one(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, images: int
+) -> None:
+    monkeypatch.setattr("runtime.plan._HELP_NS", 1.0)  # threads share steps however short they are
+    monkeypatch.setattr("runtime.plan._PART_NS", 1.0)
     for shape in ("pixel", "patch_tiles", "pixel_three_channels"):
         layer = make_integer_layer(rng, replace(SHAPES[shape], hash_length=40))
         x = images_for(rng, images, SHAPES[shape].channels, 64 // images + 7, 65 // images + 7)
