@@ -192,15 +192,16 @@ def allocate(layers: Sequence[LayerSensitivity], budget: float, *, least: float 
     """Spends hashed operations where they lower the expected loss most.
 
     Starts with every layer at its shortest length and takes, again and again, the step along a layer's convex hull
-    that saves most for each operation, while the budget lasts.
+    that saves most for each operation, while the budget lasts.  If that leaves fewer operations than ``least``, the
+    smallest step that reaches them follows, although it may pass the budget.
 
     Args:
         layers: their sensitivities.
-        budget: hashed operations at most, as the score counts them.
+        budget: hashed operations, as the score counts them.
         least: hashed operations at least; the score refuses fewer than the replaced ones.
 
     Raises:
-        ConfigError: the shortest lengths already pass the budget, or the longest do not reach ``least``.
+        ConfigError: the shortest lengths already pass the budget, or no step from what it buys reaches ``least``.
     """
     chosen = {layer.name: min(layer.cost) for layer in layers}
     by_name = {layer.name: layer for layer in layers}
@@ -227,6 +228,13 @@ def allocate(layers: Sequence[LayerSensitivity], budget: float, *, least: float 
         spent += extra
         chosen[name] = bits
         _offer(queue, layer, bits)
+    if spent < least:
+        longer = [(layer, bits) for layer in layers for bits in layer.cost if bits > chosen[layer.name]]
+        enough = [(layer.operations * (bits - chosen[layer.name]), layer.name, bits) for layer, bits in longer]
+        extra, name, bits = min((step for step in enough if spent + step[0] >= least), default=(0, "", 0))
+        if name:
+            spent += extra
+            chosen[name] = bits
     if spent < least:
         raise ConfigError(
             f"budget: the score needs at least {least:.0f} hashed operations, got {spent} within {budget:.0f}; "

@@ -127,3 +127,16 @@ def test_integer_arithmetic_has_defaults_of_its_own(cli, small_data, tmp_path, s
     assert (options["frozen_norms"], options["hints"], options["code_share"]) == (frozen, 0.25, 0.25)
     assert (options["lr_projection"], options["projection_steps"]) == (lr_projection, 3)
     assert json.loads((tmp_path / "float" / "options.json").read_text())["frozen_norms"] is False
+
+
+def test_allocate_ends_with_as_many_operations_as_the_score_accepts(cli, small_data, tmp_path):
+    assert cli(*FLOAT, "-o", tmp_path / "run").code == 0
+    command = ("allocate", "digits_tiny", "--weights", tmp_path / "run" / "model.pth")
+    command += ("--tile", 8, "--images", 16, "--positions", 256, "--lengths")
+    outcome = cli(*command, "4,8,16,32,64", "-o", tmp_path / "e1.json")
+    assert outcome.code == 0, outcome
+    assert files_below(tmp_path) >= {"e1.json", "e1.sensitivity.json", "e1.png"}
+    found = json.loads((tmp_path / "e1.sensitivity.json").read_text())
+    assert 1 <= found["hdops"] / found["flops"] < 1.5 and "note:" not in outcome.out
+    outcome = cli(*command, "4", "-o", tmp_path / "short.json")
+    assert outcome.code == 0 and "fewer than the score accepts; pass longer --lengths" in outcome.out

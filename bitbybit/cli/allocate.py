@@ -19,7 +19,10 @@ def allocate(
     model: str = typer.Argument(..., help="Backbone, for example cifar10_resnet20."),
     result: Path = typer.Option(..., "--output", "-o", help="Configuration to write (.json), for --hash-config."),
     budget: float = typer.Option(
-        1.0, min=0.0, help="Hashed operations at most, as a multiple of those they replace. 1 scores best."
+        1.0,
+        min=0.0,
+        help="Hashed operations, as a multiple of those they replace. 1 scores best; a last step may pass it, as the "
+        "score accepts no fewer.",
     ),
     lengths: str = typer.Option(LENGTHS, help="Hash lengths to choose from, in bits, between commas."),
     weights: str = typer.Option("", help="The float network's state dict. [default: pretrained, as shipped]"),
@@ -61,7 +64,9 @@ def allocate(
 
         layers = measure_sensitivity(network, config, sample, offered, positions=positions, seed=seed, on_fit=on_fit)
     flops = sum(layer.flops for layer in layers)
-    allocation = spend(layers, budget * flops)
+    longest = sum(layer.operations * max(layer.cost) for layer in layers)
+    scored = budget >= 1 and longest >= flops
+    allocation = spend(layers, budget * flops, least=flops if scored else 0)
     write_json(result, allocated_config(network, config, allocation))
     details = result.with_suffix(".sensitivity.json")
     write_json(details, {
@@ -82,9 +87,9 @@ def allocate(
         soft_wrap=True,
         markup=False,
     )
-    if budget >= 1 and allocation.operations.hdops < flops:
+    if budget >= 1 and not scored:
         output.print(
-            f"note: the longest codes offered take {allocation.operations.hdops} of {flops} operations, fewer than the "
+            f"note: the longest codes offered take {longest} of {flops} operations, fewer than the "
             "score accepts; pass longer --lengths",
             soft_wrap=True,
             markup=False,

@@ -48,6 +48,19 @@ def test_budgets_that_cannot_be_met_are_refused():
         allocate(layers, 1000, least=500)
 
 
+def test_the_least_is_reached_by_the_smallest_step_that_does():
+    layers = [
+        layer("a", 10, {8: 8.0, 16: 4.0}),
+        layer("b", 7, {8: 2.0, 16: 1.5, 24: 1.0}),
+        layer("c", 2, {8: 0.4, 12: 0.3, 16: 0.2}),
+    ]
+    found = allocate(layers, 240)  # 152 for the shortest, 80 for a; 8 of 2 each are left
+    assert found.hash_lengths == {"a": 16, "b": 8, "c": 12} and found.operations.hdops == 240
+    found = allocate(layers, 243, least=241)
+    assert found.hash_lengths == {"a": 16, "b": 8, "c": 16} and found.operations.hdops == 248
+    assert allocate(layers, 248, least=241).hash_lengths == found.hash_lengths
+
+
 def test_sensitivities_fall_with_bits_and_give_a_configuration():
     torch.manual_seed(0)
     model = SmallResNet().eval()
