@@ -23,7 +23,7 @@ from runtime.shapes import Values, analyse
 from runtime.team import TeamSteps
 
 _SPLIT_NS = 60_000.0  # least share of a step that Python calls: a hand-over costs about 20 us
-_HELP_NS = 200_000.0  # least share of a native stage: in shorter ones helpers gain in some runs and lose in others
+_HELP_NS = 40_000.0  # least share of a native stage: much shorter ones are over before a helper is awake
 _PART_NS = 400.0  # least part of a native step, among threads that are at work
 
 

@@ -9,12 +9,47 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from statistics import median
 
 import numpy as np
 
 from runtime.kernels import team as kernels
 from runtime.kernels.native import clock_address
 from runtime.model import Array
+
+
+class Gain:
+    """Whether help makes runs shorter, found out again and again from what runs took.
+
+    Help costs as much as handing a step's values from core to core does. That differs several times between cores that
+    share a cache and those that do not, and a virtual machine may be moved from the ones to the others. Of every
+    ``ROUND`` runs some are therefore made with help, as many without, and the others as was shorter.
+    """
+
+    ROUND = 256
+    TRIES = 5  # of each kind
+
+    def __init__(self) -> None:
+        self._run = -1  # of the round
+        self._took: tuple[list[int], list[int]] = ([], [])  # ns without help, and with it
+        self._pays = True
+
+    def wanted(self) -> bool:
+        """Whether the next run is to have help."""
+        self._run = (self._run + 1) % self.ROUND
+        if self._run < 2 * self.TRIES:
+            return self._run < self.TRIES
+        if self._run == 2 * self.TRIES:
+            alone, helped = self._took
+            if alone and helped:
+                self._pays = median(helped) < median(alone)
+            self._took = ([], [])
+        return self._pays
+
+    def note(self, ns: int, helped: bool) -> None:
+        """Takes down what the run took, and whether somebody helped."""
+        if self._run < 2 * self.TRIES:
+            self._took[helped].append(ns)
 
 
 class TeamSteps:
@@ -34,15 +69,19 @@ class TeamSteps:
         self._job = np.zeros(1, kernels.JOB)
         self._job[0] = (steps.ctypes.data, len(steps), self._counters.ctypes.data, threads, 0, _yield_address())
         self.job = self._job.ctypes.data
+        self._gain = Gain()
 
     def run(self, helpers: Helpers) -> None:
-        """Computes all steps with the helpers that come."""
+        """Computes all steps, with the helpers that come if that is shorter."""
+        most = self.threads - 1 if self._gain.wanted() else 0
+        started = time.perf_counter_ns()
         self._counters.fill(0)
-        with helpers.at_work(self.job, self.threads - 1):
+        with helpers.at_work(self.job, most) as lent:
             kernels.walk(self.job, 0, 0, 0)
+        self._gain.note(time.perf_counter_ns() - started, lent > 0)
 
     def run_timed(self, helpers: Helpers) -> Array:
-        """Does what ``run`` does and reads the clock between steps.
+        """Computes all steps, with the helpers that come, and reads the clock between steps.
 
         Returns:
             int64[steps + 1], ns of ``time.perf_counter_ns`` before the first step and after each. Where compiled code
@@ -69,19 +108,22 @@ class Helpers:
         weakref.finalize(self, _close_all, list(self._idle))
 
     @contextmanager
-    def at_work(self, job: int, count: int) -> Iterator[None]:
+    def at_work(self, job: int, count: int) -> Iterator[int]:
         """Offers a job to helpers that have none; at the end none of them has it any more.
 
         Args:
             job: address of a ``JOB``.
             count: helpers at most; none is waited for.
+
+        Yields:
+            How many have it.
         """
         with self._lock:
             lent = [self._idle.pop() for _ in range(min(count, len(self._idle)))]
         try:
             for slot, helper in enumerate(lent, 1):
                 helper.offer(job, slot)
-            yield
+            yield len(lent)
         finally:
             for helper in lent:
                 helper.withdraw()

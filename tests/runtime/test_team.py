@@ -6,6 +6,7 @@ import gc
 import os
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from runtime.kernels import team as kernels
 from runtime.kernels.memory import add_at, intp_at, make_record
 from runtime.kernels.native import native, native_call
-from runtime.team import Helpers, TeamSteps
+from runtime.team import Gain, Helpers, TeamSteps
 
 ARGUMENTS = np.dtype(
     [("source", np.intp), ("target", np.intp), ("count", np.intp), ("slots", np.intp), ("work", np.intp)], align=True
@@ -82,6 +83,42 @@ def test_helpers_come_again_whether_they_sleep_or_not(pause: float) -> None:
             if chain.slots[1]:
                 break
         assert chain.slots[1]
+
+
+def _runs(gain: Gain, costs: Sequence[int], count: int) -> list[bool]:
+    """Which of so many runs had help, where it makes them take ``costs[True]`` and else ``costs[False]``."""
+    found = []
+    for _ in range(count):
+        found.append(gain.wanted())
+        gain.note(costs[found[-1]], found[-1])
+    return found
+
+
+def test_help_is_taken_where_it_makes_runs_shorter_and_tried_now_and_then() -> None:
+    gain = Gain()
+    assert sum(_runs(gain, (280, 170), 10 * Gain.ROUND)) == 10 * (Gain.ROUND - Gain.TRIES)
+    assert sum(_runs(gain, (280, 300), 10 * Gain.ROUND)) == 10 * Gain.TRIES  # the cores are further apart now
+    assert sum(_runs(gain, (280, 170), 10 * Gain.ROUND)) == 10 * (Gain.ROUND - Gain.TRIES)
+
+
+def test_one_slow_run_decides_nothing_and_runs_that_nobody_helped_do_not_count() -> None:
+    gain = Gain()
+    assert gain.wanted()
+    gain.note(10_000, True)  # the thread starts
+    assert sum(_runs(gain, (280, 170), Gain.ROUND - 1)) == Gain.ROUND - 1 - Gain.TRIES
+    for _ in range(2 * Gain.ROUND):
+        gain.wanted()
+        gain.note(280, False)  # helpers were with others
+    assert _runs(gain, (280, 170), Gain.ROUND)[-1]
+
+
+def test_a_run_without_help_is_all_the_callers() -> None:
+    helpers, chain = Helpers(1), Chain(2, 4, 40)
+    for helped in range(Gain.TRIES), range(Gain.TRIES):
+        chain.slots[:] = 0
+        for _ in helped:
+            chain.check(helpers)
+    assert chain.slots.tolist() == [6 * 4 * Gain.TRIES, 0]
 
 
 def test_a_job_is_done_if_offered_and_not_if_withdrawn() -> None:
