@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +9,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from bitbybit.sign_features import Geometry
+from bitbybit.sign_features import Geometry, is_compiled
+
+try:
+    from bitbybit import window_gradient_cpu
+except ImportError:  # no Numba: the same numbers from torch operators
+    window_gradient_cpu = None  # type: ignore[assignment]
 
 
 class HashProduct(Function):
@@ -72,8 +76,8 @@ class HashProduct(Function):
         grad_v = grad_line = grad_codes = grad_bias = None
         if for_v:
             grad_v = _backward(grad, v, line, of_line, of_input=True)
-            beyond = exact - F.conv2d(v, line, bias, stride=of_line[0], dilation=of_line[1])
-            grad_v += _lengthwise((beyond * grad).sum(1, keepdim=True, dtype=torch.float32), v, line.shape[2:], of_line)
+            on_line = F.conv2d(v, line, bias, stride=of_line[0], dilation=of_line[1])
+            grad_v = _add_lengthwise(grad_v, v, exact, on_line, grad, (line.shape[2], line.shape[3]), of_line)
         if for_line or (for_codes and sampled < count):
             first = grad_line = _backward(grad[:sampled], v[:sampled], line, of_line, of_input=False)
             if sampled < count:
@@ -91,17 +95,28 @@ class HashProduct(Function):
         return grad_v, grad_line, grad_codes, grad_bias, *(None,) * 5
 
 
-def _lengthwise(product: Tensor, v: Tensor, kernel: Sequence[int], geometry: Geometry) -> Tensor:
-    """The gradient of ``sum of product |window| / |window|.detach()``, in the shape and type of v.
+def _add_lengthwise(
+    grad_v: Tensor,
+    v: Tensor,
+    exact: Tensor,
+    on_line: Tensor,
+    grad: Tensor,
+    kernel: tuple[int, int],
+    geometry: Geometry,
+) -> Tensor:
+    """Adds to the gradient of v that of ``sum of (exact - on_line).detach() grad |window| / |window|.detach()``.
 
     Args:
-        product: float32[n, 1, oh, ow], a number for each window.
+        grad_v: float[n, c, h, w]; may be overwritten.
         v: float[n, c, h, w].
+        exact, on_line, grad: float[n, o, oh, ow].
         kernel: rows and columns of a window.
         geometry: its stride and dilation.
     """
+    if is_compiled(v, v.dtype) and window_gradient_cpu.fits(v, exact):
+        return window_gradient_cpu.add_lengthwise(grad_v, v, exact, on_line, grad, kernel, *geometry)
     (sy, sx), (dy, dx) = geometry
-    (oh, ow), (kh, kw) = product.shape[2:], kernel
+    (oh, ow), (kh, kw) = exact.shape[2:], kernel
     # Where the windows have their pixel of each tap; sums over taps cost less so than convolutions of one channel.
     taps = [
         (..., slice(i * dy, i * dy + sy * (oh - 1) + 1, sy), slice(j * dx, j * dx + sx * (ow - 1) + 1, sx))
@@ -109,6 +124,7 @@ def _lengthwise(product: Tensor, v: Tensor, kernel: Sequence[int], geometry: Geo
         for j in range(kw)
     ]
     energy = v.square().sum(1, keepdim=True, dtype=torch.float32)
+    product = ((exact - on_line) * grad).sum(1, keepdim=True, dtype=torch.float32)
     square = torch.zeros_like(product)
     for tap in taps:
         square += energy[tap]
@@ -116,7 +132,7 @@ def _lengthwise(product: Tensor, v: Tensor, kernel: Sequence[int], geometry: Geo
     spread = torch.zeros_like(energy)
     for tap in taps:
         spread[tap] += share
-    return v * spread.to(v.dtype)
+    return grad_v + v * spread.to(v.dtype)
 
 
 def _backward(grad: Tensor, image: Tensor, weight: Tensor, geometry: Geometry, *, of_input: bool) -> Tensor:

@@ -158,9 +158,10 @@ def test_gradients_are_nearly_those_of_the_layer_replaced(tiling):
         ({"padding": 0, "stride": 2}, 1),
     ],
 )
-def test_compiled_step_equals_torch_operators(tiling, convolution, kernel):
-    _, layer = conv_layer(tiling=tiling, convolution=convolution, kernel=kernel)
-    x = (3 * torch.randn(4, 20, 8, 8)).bfloat16().float().to(memory_format=torch.channels_last)
+@pytest.mark.parametrize(("channels", "outputs"), [(20, 12), (32, 16)])  # vectors of 16 take the latter
+def test_compiled_step_equals_torch_operators(tiling, convolution, kernel, channels, outputs):
+    _, layer = conv_layer(channels, outputs, kernel, convolution=convolution, tiling=tiling)
+    x = (3 * torch.randn(4, channels, 8, 8)).bfloat16().float().to(memory_format=torch.channels_last)
     assert (x * 32 < -128.5).any() and (x * 32 > 127.5).any()  # some are clipped
     plain, compiled = layer.sign_features(x), layer.sign_features(x.clone(), torch.bfloat16)
     assert torch.equal(plain, compiled.float())
