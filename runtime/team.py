@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from statistics import median
 
 import numpy as np
 
@@ -43,7 +42,7 @@ class Gain:
         if self._run == 2 * self.TRIES:
             alone, helped = self._took
             if alone and helped:
-                self._pays = median(helped[-self._COUNTED :]) < median(alone[-self._COUNTED :])
+                self._pays = bool(np.median(helped[-self._COUNTED :]) < np.median(alone[-self._COUNTED :]))
             self._took = ([], [])
         return self._pays
 
