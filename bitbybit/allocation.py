@@ -230,9 +230,10 @@ def allocate(layers: Sequence[LayerSensitivity], budget: float, *, least: float 
         _offer(queue, layer, bits)
     if spent < least:
         longer = [(layer, bits) for layer in layers for bits in layer.cost if bits > chosen[layer.name]]
-        enough = [(layer.operations * (bits - chosen[layer.name]), layer.name, bits) for layer, bits in longer]
-        extra, name, bits = min((step for step in enough if spent + step[0] >= least), default=(0, "", 0))
-        if name:
+        steps = [(layer.operations * (bits - chosen[layer.name]), layer.name, bits) for layer, bits in longer]
+        enough = [step for step in steps if spent + step[0] >= least]
+        if enough:
+            extra, name, bits = min(enough)
             spent += extra
             chosen[name] = bits
     if spent < least:

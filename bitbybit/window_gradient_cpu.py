@@ -13,7 +13,8 @@ from llvmlite import ir
 from numba import types
 from torch import Tensor
 
-from bitbybit.engine_cpu import _array, _in_parallel
+from bitbybit.engine_cpu import _in_parallel
+from bitbybit.integer_cpu import _images, _like
 from runtime.kernels.compiling import compiled, inlined
 from runtime.kernels.vectors import Vector, _pointer, fma, intrinsic, splat16, sub, sum_lanes
 
@@ -113,10 +114,6 @@ def grow_with_length(grad_v, v, exact, on_line, grad, images, outputs, kernel, s
                 _store(grad_v, c, fma(_load(v, c), share, _load(grad_v, c)))
 
 
-def _flat(x: Tensor) -> np.ndarray:
-    return _array(x.detach().permute(0, 2, 3, 1)).reshape(len(x), -1)
-
-
 def fits(v: Tensor, answer: Tensor) -> bool:
     """Whether the loop takes a layer: as many channels in and out as fill vectors."""
     return v.shape[1] % _LANES == 0 and answer.shape[1] % _LANES == 0
@@ -133,7 +130,7 @@ def add_lengthwise(
         exact, on_line, grad: bfloat16[n, o, oh, ow].
         kernel, stride, dilation: of the line.
     """
-    arrays = [_flat(part) for part in (grad_v, v, exact, on_line, grad)]
+    arrays = [_images(part) for part in (grad_v, v, exact, on_line, grad)]
     (_, c, h, w), (_, o, oh, ow) = v.shape, exact.shape
 
     def work(start: int, stop: int) -> None:
@@ -142,4 +139,4 @@ def add_lengthwise(
         grow_with_length(*flat, (stop - start, h, w, c), (oh, ow, o), kernel, stride, dilation, *scratch)
 
     _in_parallel(work, len(v), v[0].numel())
-    return torch.from_numpy(arrays[0]).view(torch.bfloat16).view(len(v), h, w, c).permute(0, 3, 1, 2)
+    return _like(arrays[0], torch.bfloat16)

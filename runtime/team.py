@@ -26,8 +26,7 @@ class Gain:
     """
 
     ROUND = 256
-    TRIES = 8  # of each kind
-    _COUNTED = 5  # the last ones: helpers may sleep when the first are made
+    TRIES = 8  # of each kind; the median forgets the first few, in which helpers may sleep
 
     def __init__(self) -> None:
         self._run = -1  # of the round
@@ -42,7 +41,7 @@ class Gain:
         if self._run == 2 * self.TRIES:
             alone, helped = self._took
             if alone and helped:
-                self._pays = bool(np.median(helped[-self._COUNTED :]) < np.median(alone[-self._COUNTED :]))
+                self._pays = bool(np.median(helped) < np.median(alone))
             self._took = ([], [])
         return self._pays
 

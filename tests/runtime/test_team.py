@@ -6,8 +6,9 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -101,24 +102,36 @@ def test_help_is_taken_where_it_makes_runs_shorter_and_tried_now_and_then() -> N
     assert sum(_runs(gain, (280, 170), 10 * Gain.ROUND)) == 10 * (Gain.ROUND - Gain.TRIES)
 
 
-def test_one_slow_run_decides_nothing_and_runs_that_nobody_helped_do_not_count() -> None:
-    gain = Gain()
-    assert gain.wanted()
-    gain.note(10_000, True)  # the thread starts
-    assert sum(_runs(gain, (280, 170), Gain.ROUND - 1)) == Gain.ROUND - 1 - Gain.TRIES
+def test_a_few_slow_runs_decide_nothing_and_runs_that_nobody_helped_do_not_count() -> None:
+    gain, slow = Gain(), 3
+    assert all(_runs(gain, (280, 10_000), slow))  # the thread starts
+    assert sum(_runs(gain, (280, 170), Gain.ROUND - slow)) == Gain.ROUND - slow - Gain.TRIES
     for _ in range(2 * Gain.ROUND):
         gain.wanted()
         gain.note(280, False)  # helpers were with others
     assert _runs(gain, (280, 170), Gain.ROUND)[-1]
 
 
-def test_a_run_without_help_is_all_the_callers() -> None:
-    helpers, chain = Helpers(1), Chain(2, 4, 40)
-    for helped in range(Gain.TRIES), range(Gain.TRIES):
-        chain.slots[:] = 0
-        for _ in helped:
-            chain.check(helpers)
-    assert chain.slots.tolist() == [6 * 4 * Gain.TRIES, 0]
+@pytest.mark.parametrize(("alone", "helped", "chosen"), [(280, 170, 2), (280, 300, 0)])
+def test_steps_are_run_the_way_that_took_less(
+    monkeypatch: pytest.MonkeyPatch, alone: int, helped: int, chosen: int
+) -> None:
+    chain, asked, now = Chain(3, 6, 60), [], [0]
+
+    class Clock(Helpers):
+        """Nobody comes, but time passes as if."""
+
+        @contextmanager
+        def at_work(self, job: int, count: int) -> Iterator[int]:
+            asked.append(count)
+            now[0] += helped if count else alone
+            yield count
+
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: now[0])
+    for _ in range(Gain.ROUND):
+        chain.check(Clock(0))
+    tries = [2] * Gain.TRIES + [0] * Gain.TRIES
+    assert asked == tries + [chosen] * (Gain.ROUND - len(tries))
 
 
 def test_a_job_is_done_if_offered_and_not_if_withdrawn() -> None:
