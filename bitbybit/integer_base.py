@@ -16,7 +16,7 @@ from bitbybit.errors import ConfigError
 from bitbybit.hash_product import HashProduct
 from bitbybit.kernel import HashKernel, kernel_factory
 from bitbybit.layer_geometry import LayerGeometry
-from bitbybit.sign_features import SIGN_SLOPE, Round, SignLatent, integer_cpu, is_compiled, sign_features
+from bitbybit.sign_features import SIGN_SLOPE, Round, SignLatent, integer_cpu, is_compiled, sign_features, whole_rows
 from bitbybit.spec import HashSpec, projection_limit
 
 UNSIGNED, SIGNED = (0, 255), (-128, 127)
@@ -141,8 +141,8 @@ class IntegerHashLayer(nn.Module):
         matrices = [kernel.projection_matrix for kernel in self.kernels()]
         whole = len(matrices) - (matrices[-1].shape != matrices[0].shape)  # the last tile may be smaller
         limit = projection_limit(self.spec.projection_bits)
-        stacked = list(_whole_rows(torch.stack(matrices[:whole]), limit).unbind())
-        return stacked + [_whole_rows(p, limit) for p in matrices[whole:]]
+        stacked = list(whole_rows(torch.stack(matrices[:whole]), limit).unbind())
+        return stacked + [whole_rows(p, limit) for p in matrices[whole:]]
 
     @torch.no_grad()
     def integer_projection(self, projections: list[Tensor] | None = None) -> Tensor:
@@ -394,9 +394,3 @@ class IntegerHashLayer(nn.Module):
 
     def _as_image(self, x: Tensor) -> Tensor:
         return x
-
-
-def _whole_rows(p: Tensor, limit: int) -> Tensor:
-    """Rows scaled so that the largest entry is ``limit``, and rounded."""
-    peak = p.detach().abs().amax(-1, keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
-    return Round.apply(p * (limit / peak), -limit, limit)

@@ -55,6 +55,12 @@ class Round(Function):
         return grad.masked_fill((x < low) | (x > high), 0), None, None
 
 
+def whole_rows(p: Tensor, limit: int) -> Tensor:
+    """Rows scaled so that the largest entry is ``limit``, and rounded."""
+    peak = p.detach().abs().amax(-1, keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
+    return Round.apply(p * (limit / peak), -limit, limit)
+
+
 def sign_features(v: Tensor, projection: Tensor, norms: Tensor, geometry: Geometry, offset: Tensor | None) -> Tensor:
     """``n sign(P v)`` of every hashed position: float[n, t * k, oh, ow], without a gradient.
 
