@@ -8,6 +8,7 @@ from typing import Any
 from bitbybit.utils.files import atomic_path
 
 _DOTS_PER_INCH = 150
+_LINE_INCHES = 0.2  # of a line of text
 
 
 def plot_comparison(group: dict[str, Any], processor: str, path: Path) -> None:
@@ -26,7 +27,8 @@ def plot_comparison(group: dict[str, Any], processor: str, path: Path) -> None:
     rows = [row for row in group["rows"] if row["threads"] == threads]
     accuracy = {entry["program"]: entry["accuracy"] for entry in group["accuracy"]}
     names = list(dict.fromkeys(row["program"] for row in rows))
-    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    height = max(5.0, 1 + len(names) * _LINE_INCHES)  # a line of text for each program, beside title and axis
+    figure, axes = plt.subplots(figsize=(11, height), layout="constrained")
     ends = []
     for number, name in enumerate(names):
         own = sorted((row for row in rows if row["program"] == name), key=lambda row: row["batch"])
@@ -59,11 +61,15 @@ def plot_comparison(group: dict[str, Any], processor: str, path: Path) -> None:
 def _label_ends(axes: Any, ends: list[tuple[float, int, str, str, bool]]) -> None:
     """Writes each program at the right margin, lines apart from each other, in the order of their ends."""
     low, high = axes.get_ylim()
-    ratio = (high / low) ** (1 / 18)  # a line of text
-    below = 0.0
-    for value, batch, text, colour, bold in sorted(ends):
-        place = max(value, below * ratio)
-        below = place
+    ratio = (high / low) ** (_LINE_INCHES / (axes.figure.get_figheight() - 1))  # a line of text
+    ends = sorted(ends)
+    places: list[float] = []
+    for value, *_ in ends:
+        places.append(max(value, places[-1] * ratio) if places else value)
+    above = high * ratio
+    for i in reversed(range(len(places))):  # what would pass the top moves down
+        above = places[i] = min(places[i], above / ratio)
+    for (value, batch, text, colour, bold), place in zip(ends, places, strict=True):
         axes.annotate(
             text, (batch, value), xytext=(1.02, place), textcoords=axes.get_yaxis_transform(), va="center",
             color=colour, fontsize=9, fontweight="bold" if bold else "normal", annotation_clip=False,
