@@ -1,6 +1,7 @@
 """Accuracy of every shipped network against the errors of an analog array, one kind at a time, in one plot.
 
-``bitbybit noise`` does the same for one network; see docs/noise.md for the kinds and their units.
+``bitbybit noise`` does the same for one network; see docs/noise.md for the kinds and their units. Networks that the
+output already has, measured alike, are not measured again.
 
     python benchmarks/noise.py artifacts --data-dir DATA -o benchmarks/results/noise.json --plot docs/noise.png
 """
@@ -8,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,16 @@ LABELS = {
     "projection_noise": "relative error of P",
     "projection_bits": "bits of P",
 }
+
+
+def measured_before(output: Path | None, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The networks of an earlier run with the same settings, by their file's SHA-256."""
+    if output is None or not output.exists():
+        return {}
+    record = json.loads(output.read_text())
+    if any(record.get(name) != value for name, value in settings.items()):
+        return {}
+    return {row["sha256"]: row for row in record["networks"]}
 
 
 def study(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, Any]:
@@ -79,16 +91,21 @@ def main() -> None:
     paths = [path.with_suffix(".pth") for path in sorted(options.folder.glob("*.onnx"))]
     if not paths:
         raise SystemExit(f"{options.folder}: expected compiled artifacts (.onnx), found none")
+    settings = {"images": options.images, "chips": options.chips, "levels": options.levels, "bits": options.bits}
+    before = measured_before(options.output, settings)
     rows = []
     for path in paths:
-        rows.append(study(load_checkpoint(path), options))
+        checkpoint = load_checkpoint(path)
+        rows.append({**before.get(checkpoint.sha256) or study(checkpoint, options), "file": path.name})
         print(f"\n{path.stem}: {100 * rows[-1]['exact']:.1f} % exact, {rows[-1]['images']} images", flush=True)
         for row in rows[-1]["rows"]:
             print(
                 f"  {LABELS[row['kind']]:<20} {row['level']:<5g} {100 * row['mean']:.1f} +- {100 * row['spread']:.1f}"
             )
         if options.output:
-            write_json(options.output, {"images": options.images, "chips": options.chips, "networks": rows})
+            before.pop(checkpoint.sha256, None)
+            to_come = list(before.values()) if path != paths[-1] else []
+            write_json(options.output, {**settings, "networks": rows + to_come})
     if options.plot:
         plot(rows, options.plot)
 
