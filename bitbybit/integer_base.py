@@ -247,8 +247,8 @@ class IntegerHashLayer(nn.Module):
             part = v[:, channels] if channels != slice(0, v.shape[1]) else v
             norms = self._norms(part, mask) if known is None else known[:, tile : tile + len(mask)]
             tile += len(mask)
-            offset = None if noise is None else self._offset(noise, index, part, projection)
-            features.append(sign_features(part, projection.to(dtype), norms.to(dtype), (stride, dilation), offset))
+            seen = None if noise is None else self._seen(noise, index, part, projection)
+            features.append(sign_features(part, projection.to(dtype), norms.to(dtype), (stride, dilation), seen))
         return features[0] if len(features) == 1 else torch.cat(features, 1)
 
     def _line_rows(self, projections: list[Tensor]) -> Tensor:
@@ -271,15 +271,13 @@ class IntegerHashLayer(nn.Module):
         return (taps, *self._dot_geometry()) if taps != (1, 1) else (kernel, stride, dilation)
 
     @torch.no_grad()
-    def _offset(self, noise: Disturbance, index: int, v: Tensor, projection: Tensor) -> Tensor:
-        """What an analog array adds to the projections ``P v``: float32[n, t * k, oh, ow], t tiles of the array."""
+    def _seen(self, noise: Disturbance, index: int, v: Tensor, projection: Tensor) -> Tensor:
+        """What the comparators of an analog array see of ``P v``: float32[n, t * k, oh, ow], t tiles of the array."""
         _, stride, dilation = self._encode_geometry()
-        v, projection = v.detach().float(), projection.detach().float()
-        z = F.conv2d(v, projection, stride=stride, dilation=dilation)
-        held = noise.held(index, projection)
-        seen = z if held is projection else F.conv2d(v, held, stride=stride, dilation=dilation)
-        by_tile = seen.unflatten(1, (-1, self.spec.hash_length)).permute(1, 0, 3, 4, 2)
-        return noise.read(index, by_tile).permute(1, 0, 4, 2, 3).flatten(1, 2) - z
+        held = noise.held(index, projection.detach().float())
+        z = F.conv2d(v.detach().float(), held, stride=stride, dilation=dilation)
+        by_tile = z.unflatten(1, (-1, self.spec.hash_length)).permute(1, 0, 3, 4, 2)
+        return noise.read(index, by_tile).permute(1, 0, 4, 2, 3).flatten(1, 2)
 
     def _centred(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """What is hashed, in the given type, and the quantised bytes where they come with it."""
@@ -373,8 +371,11 @@ class IntegerHashLayer(nn.Module):
             self._groups(written(self.noise, self.tile_projections()))
         ):
             part = v[:, channels]
-            z = F.conv2d(part, projection, stride=stride, dilation=dilation)
-            bits.append((z if self.noise is None else z + self._offset(self.noise, index, part, projection)) >= 0)
+            if self.noise is None:
+                z = F.conv2d(part, projection, stride=stride, dilation=dilation)
+            else:
+                z = self._seen(self.noise, index, part, projection)
+            bits.append(z >= 0)
             norms.append(self._norms(part, mask))
         codes = torch.cat(bits, 1).unflatten(1, (self.tiles, -1)).permute(0, 3, 4, 1, 2)
         return codes, torch.cat(norms, 1).permute(0, 2, 3, 1).to(torch.uint8)

@@ -61,7 +61,7 @@ def whole_rows(p: Tensor, limit: int) -> Tensor:
     return Round.apply(p * (limit / peak), -limit, limit)
 
 
-def sign_features(v: Tensor, projection: Tensor, norms: Tensor, geometry: Geometry, offset: Tensor | None) -> Tensor:
+def sign_features(v: Tensor, projection: Tensor, norms: Tensor, geometry: Geometry, seen: Tensor | None) -> Tensor:
     """``n sign(P v)`` of every hashed position: float[n, t * k, oh, ow], without a gradient.
 
     Args:
@@ -69,12 +69,10 @@ def sign_features(v: Tensor, projection: Tensor, norms: Tensor, geometry: Geomet
         projection: float[t * k, c, kh, kw].
         norms: float[n, t, oh, ow].
         geometry: stride and dilation.
-        offset: float[n, t * k, oh, ow], added to the projections; or None.
+        seen: float[n, t * k, oh, ow], what comparators see of the projections; None: the projections themselves.
     """
     stride, dilation = geometry
-    z = F.conv2d(v, projection, stride=stride, dilation=dilation)
-    if offset is not None:
-        z = z + offset
+    z = F.conv2d(v, projection, stride=stride, dilation=dilation) if seen is None else seen
     if is_compiled(z, z.dtype):
         assert integer_cpu is not None
         return integer_cpu.apply_signs(z, norms)
