@@ -12,7 +12,6 @@ import argparse
 import copy
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterable
@@ -21,11 +20,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from train_step import ALLOCATOR
+from bitbybit.cli.allocator import keep_freed_memory
 
-if __name__ == "__main__" and any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
-    os.environ.update(ALLOCATOR)
-    os.execv(sys.executable, [sys.executable, *sys.argv])  # read once, when the process starts
+if __name__ == "__main__":
+    keep_freed_memory("ablation.py")  # before anything large is imported
 
 import torch
 from torch import Tensor, nn

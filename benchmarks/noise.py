@@ -16,6 +16,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bitbybit.cli.allocator import keep_freed_memory
+
+if __name__ == "__main__":
+    keep_freed_memory("noise.py")  # before anything large is imported
+
 import torch
 
 from bitbybit.checkpoint import Checkpoint, load_checkpoint
@@ -96,7 +101,7 @@ def main() -> None:
     rows = []
     for path in paths:
         checkpoint = load_checkpoint(path)
-        rows.append({**before.get(checkpoint.sha256) or study(checkpoint, options), "file": path.name})
+        rows.append({**(before.get(checkpoint.sha256) or study(checkpoint, options)), "file": path.name})
         print(f"\n{path.stem}: {100 * rows[-1]['exact']:.1f} % exact, {rows[-1]['images']} images", flush=True)
         for row in rows[-1]["rows"]:
             print(

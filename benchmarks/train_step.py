@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import statistics
 import sys
 import time
@@ -22,26 +21,21 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-# glibc otherwise gives large buffers back after each use, and every step faults their pages in anew.
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "MALLOC_TOP_PAD_": "268435456",
-}
-if __name__ == "__main__" and any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
-    os.environ.update(ALLOCATOR)
-    os.execv(sys.executable, [sys.executable, *sys.argv])  # read once, when the process starts
+from bitbybit.cli.allocator import keep_freed_memory
 
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
+if __name__ == "__main__":
+    keep_freed_memory("train_step.py")  # before anything large is imported
 
-import bitbybit as bb  # noqa: E402
-from bitbybit.config.resnet20 import resnet20_pixel_patch_config  # noqa: E402
-from bitbybit.engine import fast_gradients  # noqa: E402
-from bitbybit.integer_base import IntegerHashLayer  # noqa: E402
-from bitbybit.integer_reference import reference_forward  # noqa: E402
-from bitbybit.training.loop import use_bfloat16  # noqa: E402
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import bitbybit as bb
+from bitbybit.config.resnet20 import resnet20_pixel_patch_config
+from bitbybit.engine import fast_gradients
+from bitbybit.integer_base import IntegerHashLayer
+from bitbybit.integer_reference import reference_forward
+from bitbybit.training.loop import use_bfloat16
 
 KINDS = {
     "float": None,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from bitbybit.cli.allocator import keep_freed_memory
 from bitbybit.cli.console import output, print_error, size
 
 
@@ -20,6 +21,7 @@ def compile_(
     explain: bool = typer.Option(False, help="Print what every pass did and why it declined."),
 ) -> None:
     """Compile a checkpoint to one ONNX file of packed codes, and verify it."""
+    keep_freed_memory()
     from bitbybit.artifact import compile_checkpoint
     from bitbybit.checkpoint import load_checkpoint, read_hash_config
     from bitbybit.errors import ConfigError

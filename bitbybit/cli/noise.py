@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from bitbybit.cli.allocator import keep_freed_memory
 from bitbybit.cli.console import StageProgress, output, percent, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def noise(
     ),
 ) -> None:
     """Measure accuracy against comparator offset and noise, errors of P and rounding of P, and plot it."""
+    keep_freed_memory()
     wanted = _levels(kinds, levels, bits)
     from bitbybit.checkpoint import load_checkpoint
     from bitbybit.noise_study import study_noise

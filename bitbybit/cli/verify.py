@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from bitbybit.cli.allocator import keep_freed_memory
 from bitbybit.cli.console import StageProgress, errors, output, percent, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def verify(
     report: Path | None = typer.Option(None, help="JSON report. [default: ARTIFACT.verify.json]"),
 ) -> None:
     """Compare an artifact with PyTorch, layer by layer and end to end; exit code 1 if they differ."""
+    keep_freed_memory()
     from bitbybit.checkpoint import load_checkpoint
     from runtime.loader import load_model
 
