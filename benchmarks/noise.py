@@ -59,7 +59,7 @@ def study(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, Any]
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy against level, one panel for each kind of error, one line for each network."""
+    """Accuracy against level, one panel for each kind of error, one line for each network; dashed for CIFAR-100."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(KINDS), figsize=(3.6 * len(KINDS), 4.2), sharey=True, layout="constrained")
@@ -71,6 +71,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                 [100 * p["mean"] for p in points],
                 [100 * p["spread"] for p in points],
                 marker="o", markersize=3, capsize=2, label=Path(row["file"]).stem,
+                linestyle="--" if row["file"].startswith("cifar100") else "-",
             )  # fmt: skip
         axis.set(xlabel=LABELS[kind], ylim=(0, 100))
         axis.grid(alpha=0.3)
