@@ -241,14 +241,12 @@ class IntegerHashLayer(nn.Module):
         self, v: Tensor, projections: list[Tensor], noise: Disturbance | None, known: Tensor | None = None
     ) -> Tensor:
         """Sign features of centred images under what disturbs the projections, with norms where they are known."""
-        _, stride, dilation = self._encode_geometry()
         features, dtype, tile = [], v.dtype, 0
         for index, (channels, projection, mask) in enumerate(self._groups(written(noise, projections))):
             part = v[:, channels] if channels != slice(0, v.shape[1]) else v
             norms = self._norms(part, mask) if known is None else known[:, tile : tile + len(mask)]
             tile += len(mask)
-            seen = None if noise is None else self._seen(noise, index, part, projection)
-            features.append(sign_features(part, projection.to(dtype), norms.to(dtype), (stride, dilation), seen))
+            features.append(sign_features(self._seen(noise, index, part, projection), norms.to(dtype)))
         return features[0] if len(features) == 1 else torch.cat(features, 1)
 
     def _line_rows(self, projections: list[Tensor]) -> Tensor:
@@ -271,9 +269,11 @@ class IntegerHashLayer(nn.Module):
         return (taps, *self._dot_geometry()) if taps != (1, 1) else (kernel, stride, dilation)
 
     @torch.no_grad()
-    def _seen(self, noise: Disturbance, index: int, v: Tensor, projection: Tensor) -> Tensor:
-        """What the comparators of an analog array see of ``P v``: float32[n, t * k, oh, ow], t tiles of the array."""
+    def _seen(self, noise: Disturbance | None, index: int, v: Tensor, projection: Tensor) -> Tensor:
+        """What comparators see of ``P v``: [n, t * k, oh, ow], t tiles; in the type of v, or float32 under noise."""
         _, stride, dilation = self._encode_geometry()
+        if noise is None:
+            return F.conv2d(v, projection.to(v.dtype), stride=stride, dilation=dilation)
         held = noise.held(index, projection.detach().float())
         z = F.conv2d(v.detach().float(), held, stride=stride, dilation=dilation)
         by_tile = z.unflatten(1, (-1, self.spec.hash_length)).permute(1, 0, 3, 4, 2)
@@ -365,17 +365,12 @@ class IntegerHashLayer(nn.Module):
             bits bool[n, oh, ow, t, k] and norms uint8[n, oh, ow, t], over the padded grid of pixels or the windows.
         """
         v = self._vectors(self._as_image(x))
-        _, stride, dilation = self._encode_geometry()
         bits, norms = [], []
         for index, (channels, projection, mask) in enumerate(
             self._groups(written(self.noise, self.tile_projections()))
         ):
             part = v[:, channels]
-            if self.noise is None:
-                z = F.conv2d(part, projection, stride=stride, dilation=dilation)
-            else:
-                z = self._seen(self.noise, index, part, projection)
-            bits.append(z >= 0)
+            bits.append(self._seen(self.noise, index, part, projection) >= 0)
             norms.append(self._norms(part, mask))
         codes = torch.cat(bits, 1).unflatten(1, (self.tiles, -1)).permute(0, 3, 4, 1, 2)
         return codes, torch.cat(norms, 1).permute(0, 2, 3, 1).to(torch.uint8)

@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn import functional as F
 
 try:
     from bitbybit import integer_cpu
@@ -61,20 +60,15 @@ def whole_rows(p: Tensor, limit: int) -> Tensor:
     return Round.apply(p * (limit / peak), -limit, limit)
 
 
-def sign_features(v: Tensor, projection: Tensor, norms: Tensor, geometry: Geometry, seen: Tensor | None) -> Tensor:
-    """``n sign(P v)`` of every hashed position: float[n, t * k, oh, ow], without a gradient.
+def sign_features(seen: Tensor, norms: Tensor) -> Tensor:
+    """``n sign(P v)`` of every hashed position: float[n, t * k, oh, ow], in the type of the norms.
 
     Args:
-        v: float[n, c, h, w], centred, with its pads.
-        projection: float[t * k, c, kh, kw].
+        seen: float[n, t * k, oh, ow], what comparators see of ``P v``.
         norms: float[n, t, oh, ow].
-        geometry: stride and dilation.
-        seen: float[n, t * k, oh, ow], what comparators see of the projections; None: the projections themselves.
     """
-    stride, dilation = geometry
-    z = F.conv2d(v, projection, stride=stride, dilation=dilation) if seen is None else seen
-    if is_compiled(z, z.dtype):
+    if is_compiled(seen, seen.dtype):
         assert integer_cpu is not None
-        return integer_cpu.apply_signs(z, norms)
-    wide = norms.repeat_interleave(projection.shape[0] // norms.shape[1], 1) if norms.shape[1] > 1 else norms
-    return torch.where(z >= 0, wide, -wide)
+        return integer_cpu.apply_signs(seen, norms)
+    wide = norms.repeat_interleave(seen.shape[1] // norms.shape[1], 1) if norms.shape[1] > 1 else norms
+    return torch.where(seen >= 0, wide, -wide)
