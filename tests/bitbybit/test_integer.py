@@ -162,7 +162,9 @@ def test_gradients_are_nearly_those_of_the_layer_replaced(tiling):
 def test_compiled_step_equals_torch_operators(tiling, convolution, kernel, channels, outputs):
     _, layer = conv_layer(channels, outputs, kernel, convolution=convolution, tiling=tiling)
     x = (3 * torch.randn(4, channels, 8, 8)).bfloat16().float().to(memory_format=torch.channels_last)
-    assert (x * 32 < -128.5).any() and (x * 32 > 127.5).any()  # some are clipped
+    low, high = x * 32 < -128.5, x * 32 > 127.5
+    clipped = low | high
+    assert low.any() and high.any()
     plain, compiled = layer.sign_features(x), layer.sign_features(x.clone(), torch.bfloat16)
     assert torch.equal(plain, compiled.float())
     layer.train()
@@ -178,7 +180,9 @@ def test_compiled_step_equals_torch_operators(tiling, convolution, kernel, chann
         for a, b in zip(got, expected, strict=True):
             # products and gradients are rounded to bfloat16, 2**-9 each
             assert float((a - b).norm() / b.norm()) < 0.01
-        assert torch.equal(got[0] == 0, expected[0] == 0)
+        for gradient in (got[0], expected[0]):
+            assert (gradient[clipped] == 0).all()
+            assert (gradient[~clipped] == 0).float().mean() < 0.01 or convolution.get("stride") == 2
 
 
 @pytest.mark.parametrize("tiling", ["pixel", "patch"])
