@@ -60,11 +60,10 @@ class Hints:
 
     def take(self) -> Tensor:
         """Sum over the points of the mean square error, in units of the teacher's variance; forgets the activations."""
-        total = torch.zeros(())
+        errors = []
         for ours, theirs in zip(*self._found, strict=True):
             wanted = theirs.detach()
-            error = F.mse_loss(ours, wanted).float() / wanted.float().var().clamp_min(1e-12)
-            total = total.to(error.device) + error
+            errors.append(F.mse_loss(ours, wanted).float() / wanted.float().var().clamp_min(1e-12))
         for found in self._found:
             found.clear()
-        return total
+        return torch.stack(errors).sum() if errors else torch.zeros(())

@@ -19,15 +19,16 @@ from bitbybit.integer_base import IntegerHashLayer
 from bitbybit.nn import HashConv2d, HashLinear
 from bitbybit.noise import AnalogNoise, NoiseSpec
 from bitbybit.training.evaluate import evaluate, first_non_finite_layer
+from bitbybit.training.graphed_step import GraphedStep
 from bitbybit.training.hints import Hints
 from bitbybit.training.options import TrainOptions
 from bitbybit.training.prepare import Prepared, prepare, reestimate_batch_norm
 from bitbybit.training.run_folder import RunFolder
-from bitbybit.utils.data import EpochSampler
 from bitbybit.utils.files import atomic_path, write_json
 
 StepCallback = Callable[[int, int, int, float], None]  # epoch, step, steps in an epoch, loss
 EpochCallback = Callable[[dict[str, Any]], None]
+LOOK_EVERY = 25  # steps: how often the loss is read from a GPU, which waits for it
 
 
 @dataclass
@@ -168,6 +169,8 @@ class _Session:
         self.narrow = torch.autocast(setup.device.type, torch.bfloat16, enabled=narrow)
         self.hints = Hints(setup.model, setup.teacher) if setup.teacher is not None and options.hints > 0 else None
         self.noise = None if options.noise is None else AnalogNoise(setup.model, NoiseSpec(**options.noise))
+        plain = exact or self.noise is not None or setup.device.type != "cuda"
+        self.run_step = self._compute if plain else GraphedStep(self._compute, setup.model)
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"epoch": -1, "val_accuracy": -1.0, "model": None}
@@ -175,47 +178,38 @@ class _Session:
     def run_epoch(self, epoch: int, on_step: StepCallback | None) -> dict[str, Any]:
         setup, options = self.setup, self.options
         model, device = setup.model, setup.device
-        assert isinstance(setup.train.sampler, EpochSampler)
-        setup.train.sampler.epoch = epoch
+        setup.train.sampler.epoch = epoch  # type: ignore[union-attr]
         model.train()
         if options.frozen_norms:
             freeze_norms(model)
-        started, losses, correct, seen = time.perf_counter(), 0.0, 0, 0
+        started, seen, steps = time.perf_counter(), 0, len(setup.train)
+        losses, correct = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), device=device)
         if self.noise is not None:
             self.noise.attach()
         if self.hints is not None:
             self.hints.attach()
-        needs_teacher = options.distill > 0 or self.hints is not None
+        look_every = LOOK_EVERY if device.type == "cuda" else 1
         for step, (images, labels) in enumerate(setup.train):
             images = images.to(device, memory_format=torch.channels_last)
             labels = labels.to(device)
             if self.noise is not None:
-                self.noise.draw(epoch * len(setup.train) + step)
-            teacher_logits = None
-            if setup.teacher is not None and needs_teacher:
-                with torch.no_grad(), self.narrow:
-                    teacher_logits = setup.teacher(images).float()
-            with fast_gradients(), self.narrow:
-                logits = model(images).float()
-            loss = distillation_loss(logits, labels, teacher_logits, options)
-            if self.hints is not None:
-                loss = loss + options.hints * self.hints.take()
-            value = loss.item()
-            if not math.isfinite(value):
-                layer = first_non_finite_layer(model, images)
-                raise DivergenceError(
-                    f"training diverged: loss {value} at epoch {epoch + 1}, step {step + 1}, first in {layer}; "
-                    f"lower the learning rate; the last good state is {self.folder.state}"
-                )
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+                self.noise.draw(epoch * steps + step)
+            loss, logits = self.run_step(images, labels)
+            losses += loss * len(labels)
+            correct += (logits.argmax(1) == labels).sum()
+            seen += len(labels)
+            if step % look_every == 0 or step == steps - 1:
+                value = loss.item()
+                if not math.isfinite(value):
+                    layer = first_non_finite_layer(model, images)
+                    raise DivergenceError(
+                        f"training diverged: loss {value} at epoch {epoch + 1}, step {step + 1}, first in {layer}; "
+                        f"lower the learning rate; the last good state is {self.folder.state}"
+                    )
             self.optimizer.step()
             self.scheduler.step()
-            losses += value * len(labels)
-            correct += int((logits.argmax(1) == labels).sum())
-            seen += len(labels)
             if on_step:
-                on_step(epoch, step, len(setup.train), value)
+                on_step(epoch, step, steps, value)
         if self.noise is not None:
             self.noise.detach()
         if self.hints is not None:
@@ -225,8 +219,8 @@ class _Session:
         )
         row = {
             "epoch": epoch + 1,
-            "train_loss": losses / seen,
-            "train_accuracy": correct / seen,
+            "train_loss": float(losses) / seen,
+            "train_accuracy": float(correct) / seen,
             "val_loss": validation["loss"],
             "val_accuracy": validation["accuracy"],
             "lr": self.scheduler.get_last_lr()[0],
@@ -237,6 +231,22 @@ class _Session:
         self.epoch = epoch + 1
         self._save()
         return row
+
+    def _compute(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and logits of a batch; parameters have its gradients."""
+        teacher, options = self.setup.teacher, self.options
+        teacher_logits = None
+        if teacher is not None and (options.distill > 0 or self.hints is not None):
+            with torch.no_grad(), self.narrow:
+                teacher_logits = teacher(images).float()
+        with fast_gradients(), self.narrow:
+            logits = self.setup.model(images).float()
+        loss = distillation_loss(logits, labels, teacher_logits, options)
+        if self.hints is not None:
+            loss = loss + options.hints * self.hints.take()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        return loss.detach(), logits.detach()
 
     def _keep_best(self, row: dict[str, Any]) -> None:
         if self.setup.val and row["val_accuracy"] <= self.best["val_accuracy"]:
@@ -271,8 +281,7 @@ class _Session:
     def _augmented_sample(self) -> Tensor:
         """Training images as training sees them: cropping's black borders widen the first layers' statistics."""
         loader, wanted = self.setup.train, self.options.calibration
-        assert isinstance(loader.sampler, EpochSampler)
-        loader.sampler.epoch = self.options.epochs
+        loader.sampler.epoch = self.options.epochs  # type: ignore[union-attr]
         batches: list[Tensor] = []
         for images, _ in loader:
             batches.append(images)

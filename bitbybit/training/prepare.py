@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bitbybit.training.options import TrainOptions
-from bitbybit.utils.data import ImageDataset, dataset_spec, load_arrays, make_loader, normalise, split_holdout
+from bitbybit.utils.data import (
+    DeviceLoader,
+    ImageDataset,
+    dataset_spec,
+    load_arrays,
+    make_loader,
+    normalise,
+    split_holdout,
+)
 from bitbybit.utils.models import get_backbone, load_checked, load_state_dict_file
 
 
@@ -29,7 +37,7 @@ class Prepared:
 
     model: nn.Module
     teacher: nn.Module | None
-    train: DataLoader
+    train: DataLoader | DeviceLoader
     val: DataLoader | None
     test: DataLoader
     calibration: Tensor
@@ -49,10 +57,18 @@ def prepare(options: TrainOptions) -> Prepared:
     """
     data = _Data(options)
     device = pick_device(options.device)
-    train = make_loader(data.part(data.kept, augment=True), options.batch_size, shuffle=True)
+    augmented = data.part(data.kept, augment=True)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # every step has the same shapes
+        train: DataLoader | DeviceLoader = DeviceLoader(augmented, options.batch_size, device)
+    else:
+        train = make_loader(augmented, options.batch_size, shuffle=True)
     val = make_loader(data.part(data.held), 256, shuffle=False) if len(data.held) else None
     calibration = data.sample()
-    model, teacher = _networks(options, calibration.to(device), device)
+    model, teacher = _networks(options, calibration)
+    for network in (model, teacher):
+        if network is not None:
+            network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Prepared(model, teacher, train, val, test_loader(options), calibration, device)
 
 
@@ -104,10 +120,11 @@ def test_loader(options: TrainOptions) -> DataLoader:
     return make_loader(ImageDataset(arrays.test_x, arrays.test_y, spec.mean, spec.std), 256, shuffle=False)
 
 
-def _networks(options: TrainOptions, calibration: Tensor, device: torch.device) -> tuple[nn.Module, nn.Module | None]:
+def _networks(options: TrainOptions, calibration: Tensor) -> tuple[nn.Module, nn.Module | None]:
+    """What is trained and its teacher, on the CPU, where layers are fitted."""
     hashed = options.hash_config is not None
     model = get_backbone(options.model, pretrained=hashed or bool(options.weights), weights=options.weights or None)
-    model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if not hashed:
         return model, None
     teacher = copy.deepcopy(model).eval().requires_grad_(False)

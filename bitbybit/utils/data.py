@@ -220,21 +220,27 @@ class ImageDataset(Dataset):
         index = np.asarray(indices)
         batch = self.images[index]
         if self.augment:
-            rng = np.random.default_rng([self.seed, zlib.crc32(index.tobytes())])
-            batch = _random_crop_and_flip(batch, rng, self.flip)
+            pad = CROP_PADDING
+            rows, columns = self.crops(index)
+            padded = np.pad(batch, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+            batch = padded[np.arange(len(index))[:, None, None], rows[:, :, None], columns[:, None, :]]
         return normalise(batch, self.mean, self.std), self.labels[index]
 
+    def crops(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows int64[b, h] and columns int64[b, w] that a batch's crops consist of, in images padded by 4."""
+        rng = np.random.default_rng([self.seed, zlib.crc32(index.tobytes())])
+        return _random_crops((len(index), *self.images.shape[1:3]), rng, self.flip)
 
-def _random_crop_and_flip(batch: np.ndarray, rng: np.random.Generator, flip: bool) -> np.ndarray:
-    n, h, w, _ = batch.shape
-    pad = CROP_PADDING
-    padded = np.pad(batch, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    rows = rng.integers(0, 2 * pad + 1, (n, 1)) + np.arange(h)
-    columns = rng.integers(0, 2 * pad + 1, (n, 1)) + np.arange(w)
+
+def _random_crops(size: tuple[int, int, int], rng: np.random.Generator, flip: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Rows int64[n, h] and columns int64[n, w] of padded images that crops consist of; half of them mirrored."""
+    n, h, w = size
+    rows = rng.integers(0, 2 * CROP_PADDING + 1, (n, 1)) + np.arange(h)
+    columns = rng.integers(0, 2 * CROP_PADDING + 1, (n, 1)) + np.arange(w)
     if flip:
         mirrored = rng.random(n) < 0.5
         columns[mirrored] = columns[mirrored, ::-1]
-    return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return rows, columns
 
 
 class EpochSampler(Sampler[int]):
@@ -274,12 +280,64 @@ def make_loader(
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        drop_last=shuffle and len(dataset) > batch_size > 1 and len(dataset) % batch_size == 1,
+        drop_last=shuffle and _drop_single(len(dataset), batch_size),
         sampler=EpochSampler(len(dataset), dataset.seed) if shuffle else None,
         num_workers=num_workers,
         pin_memory=pin_memory,
         collate_fn=_keep,
     )
+
+
+class DeviceLoader:
+    """The batches of ``make_loader(dataset, batch_size, shuffle=True)``, cut and normalised on a GPU.
+
+    All images lie there; a processor that augments for a small network on a GPU would be what it waits for.
+
+    Args:
+        dataset: its images are copied, and padded.
+        batch_size: images in a batch; the last one may be smaller.
+        device: where batches are wanted.
+    """
+
+    def __init__(self, dataset: ImageDataset, batch_size: int, device: torch.device | str) -> None:
+        self.dataset, self.batch_size, self.device = dataset, batch_size, torch.device(device)
+        self.sampler = EpochSampler(len(dataset), dataset.seed)
+        self._drop_single = _drop_single(len(dataset), batch_size)
+        pad = CROP_PADDING if dataset.augment else 0
+        images = torch.from_numpy(dataset.images).permute(0, 3, 1, 2).to(self.device)
+        self._images = F.pad(images, (pad,) * 4)
+        self._labels = dataset.labels.to(self.device)
+        self._mean, self._std = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (dataset.mean, dataset.std))
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.dataset), self.batch_size)
+        return full + (rest > 0 and not self._drop_single)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = np.asarray(list(self.sampler))
+        for number in range(len(self)):
+            yield self._batch(order[number * self.batch_size : (number + 1) * self.batch_size])
+
+    def _batch(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        at = self._there(index)
+        if self.dataset.augment:
+            rows, columns = map(self._there, self.dataset.crops(index))
+            chosen = (at[:, None, None, None], torch.arange(3, device=self.device)[:, None, None])
+            images = self._images[(*chosen, rows[:, None, :, None], columns[:, None, None, :])]
+        else:
+            images = self._images[at]
+        images = images.float().div_(255).sub_(self._mean).div_(self._std)
+        return images.contiguous(memory_format=torch.channels_last), self._labels[at]
+
+    def _there(self, numbers: np.ndarray) -> Tensor:
+        """On the device, without waiting for it."""
+        found = torch.from_numpy(numbers)
+        return found.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else found
+
+
+def _drop_single(length: int, batch_size: int) -> bool:
+    """Whether the last batch would be one sample, on which batch norm cannot train."""
+    return length > batch_size > 1 and length % batch_size == 1
 
 
 def get_loaders(

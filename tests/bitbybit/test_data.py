@@ -8,6 +8,7 @@ from bitbybit.errors import ConfigError, DataError
 from bitbybit.utils.data import (
     CIFAR10_MEAN,
     CIFAR10_STD,
+    DeviceLoader,
     ImageDataset,
     get_loaders,
     load_arrays,
@@ -163,3 +164,15 @@ def test_no_data_and_no_network_is_one_clear_line(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"no data in .*--data-dir") as caught:
         load_arrays("cifar10", tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize(("count", "batch_size"), [(50, 8), (49, 8), (48, 8), (1, 8)])
+def test_device_batches_are_the_loaders(augment, count, batch_size):
+    images = np.random.default_rng(0).integers(0, 256, (count, 12, 10, 3), np.uint8)
+    data = ImageDataset(images, np.arange(count), (0.4, 0.5, 0.6), (0.2, 0.3, 0.2), augment=augment, seed=3)
+    ours, theirs = DeviceLoader(data, batch_size, "cpu"), make_loader(data, batch_size, shuffle=True)
+    assert len(ours) == len(theirs)
+    for _ in range(2):  # epochs differ
+        for (x, y), (wanted, labels) in zip(ours, theirs, strict=True):
+            assert torch.equal(x, wanted) and torch.equal(y, labels)
