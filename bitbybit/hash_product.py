@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from bitbybit.sign_features import Geometry, is_compiled
+from bitbybit.sign_features import Geometry, gpu_kernels, is_compiled
 
 try:
     from bitbybit import window_gradient_cpu
@@ -115,6 +115,8 @@ def _add_lengthwise(
     """
     if is_compiled(v, v.dtype) and window_gradient_cpu.fits(v, exact):
         return window_gradient_cpu.add_lengthwise(grad_v, v, exact, on_line, grad, kernel, *geometry)
+    if kernels := gpu_kernels(v, v.dtype):
+        return kernels.add_lengthwise(grad_v, v, exact, on_line, grad, kernel, *geometry)
     (sy, sx), (dy, dx) = geometry
     (oh, ow), (kh, kw) = exact.shape[2:], kernel
     # Where the windows have their pixel of each tap; sums over taps cost less so than convolutions of one channel.

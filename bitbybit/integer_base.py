@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,16 @@ from bitbybit.errors import ConfigError
 from bitbybit.hash_product import HashProduct
 from bitbybit.kernel import HashKernel, kernel_factory
 from bitbybit.layer_geometry import LayerGeometry
-from bitbybit.sign_features import SIGN_SLOPE, Round, SignLatent, integer_cpu, is_compiled, sign_features, whole_rows
+from bitbybit.sign_features import (
+    SIGN_SLOPE,
+    Round,
+    SignLatent,
+    gpu_kernels,
+    integer_cpu,
+    is_compiled,
+    sign_features,
+    whole_rows,
+)
 from bitbybit.spec import HashSpec, projection_limit
 
 UNSIGNED, SIGNED = (0, 255), (-128, 127)
@@ -25,6 +35,8 @@ SQUARE_LIMIT = 255**2  # of a centred value
 EXACT_LIMIT = 1 << 24  # float32 holds every whole number up to here
 TILES_AT_ONCE = 8  # of pixels: a block-diagonal P of more would be zeros for the most part
 TILE_LIMIT = (EXACT_LIMIT - 1) // (NORM_LIMIT * projection_limit(8))  # features in a tile
+
+Kept = TypeVar("Kept")
 
 _packed: ContextVar[bool] = ContextVar("packed", default=False)
 
@@ -37,6 +49,11 @@ def packed_answers() -> Iterator[None]:
         yield
     finally:
         _packed.reset(token)
+
+
+def exact_dtype(values: Tensor) -> torch.dtype:
+    """The type in which sums below 2**24 are exact; a GPU rounds factors of float32, or transforms convolutions."""
+    return torch.float64 if values.is_cuda else torch.float32
 
 
 class IntegerHashLayer(nn.Module):
@@ -108,11 +125,29 @@ class IntegerHashLayer(nn.Module):
         self.noise: Disturbance | None = None
         self.code_share = 1.0
         self.real_codes = False
+        self._kept: tuple[object, dict[str, Any]] = (None, {})
 
     def kernels(self) -> Iterator[HashKernel]:
         """Every kernel, input tile by input tile."""
         for row in self.hash_kernels:
             yield from row  # type: ignore[misc]
+
+    def _keep(self, name: str, compute: Callable[[], Kept]) -> Kept:
+        """``compute()``, of projections and the grid alone, kept as long as these stay as they are.
+
+        Where projections are trained nothing is kept.
+        """
+        sources = [kernel.projection_matrix for kernel in self.kernels()]
+        if any(p.requires_grad or p.is_inference() for p in sources):
+            return compute()
+        sources += [self.centre, self.input_exponent, self.input_signed, self.norm_scale]
+        now = [(source.data_ptr(), source._version) for source in sources]
+        if self._kept[0] != now:
+            self._kept = now, {}
+        kept = self._kept[1]
+        if name not in kept:
+            kept[name] = compute()
+        return kept[name]
 
     @property
     def unit(self) -> Tensor:
@@ -127,6 +162,10 @@ class IntegerHashLayer(nn.Module):
     def input_range(self) -> tuple[int, int]:
         """Least and greatest quantised input."""
         return SIGNED if bool(self.input_signed) else UNSIGNED
+
+    def _input_limits(self) -> tuple[Tensor, Tensor]:
+        """The same, where the layer is: float32[] each, so that a GPU never waits for them."""
+        return torch.where(self.input_signed, -128.0, 0.0), torch.where(self.input_signed, 127.0, 255.0)
 
     def hash_config(self) -> dict[str, object]:
         """The layer's entry in a configuration for ``patch_model``."""
@@ -152,9 +191,9 @@ class IntegerHashLayer(nn.Module):
     @torch.no_grad()
     def integer_centre(self) -> Tensor:
         """The centre in quantised units: int16[c]."""
-        low, high = self.input_range()
+        low, high = self._input_limits()
         units = torch.ldexp(self.centre.double(), self.input_exponent).round()
-        return units.clamp(low, high).to(torch.int16)
+        return units.clamp(low.double(), high.double()).to(torch.int16)
 
     @torch.no_grad()
     def weight_bits(self) -> Tensor:
@@ -164,7 +203,7 @@ class IntegerHashLayer(nn.Module):
 
     def quantise(self, x: Tensor) -> Tensor:
         """``clamp(round(x 2^e))``: whole numbers as float32, in the shape of x."""
-        return Round.apply(torch.ldexp(x, self.input_exponent), *self.input_range())
+        return Round.apply(torch.ldexp(x, self.input_exponent), *self._input_limits())
 
     def extra_repr(self) -> str:
         return f"{tuple(self.code_weight.shape)}, tiles={self.tiles}, {self.spec}"
@@ -220,9 +259,14 @@ class IntegerHashLayer(nn.Module):
         """Norms as whole numbers 0..255, without a gradient: float32[n, t, oh, ow]."""
         _, stride, dilation = self._encode_geometry()
         squares = v.detach().float().square()
-        if self.tile_size * SQUARE_LIMIT >= EXACT_LIMIT and not self.training:
+        if not self.training and (v.is_cuda or self.tile_size * SQUARE_LIMIT >= EXACT_LIMIT):
             squares = squares.double()
-        energy = F.conv2d(squares, mask.to(squares.dtype), stride=stride, dilation=dilation)
+        tiles, channels, *kernel = mask.shape
+        if v.is_cuda and kernel == [1, 1] and (tiles == 1 or channels == tiles * self.tile_size):
+            # Much sooner than a convolution of few outputs.
+            energy = squares[..., :: stride[0], :: stride[1]].unflatten(1, (tiles, -1)).sum(2)
+        else:
+            energy = F.conv2d(squares, mask.to(squares.dtype), stride=stride, dilation=dilation)
         return torch.floor(energy.double().sqrt_() * self.norm_scale.double() + 0.5).clamp_(max=NORM_LIMIT).float()
 
     @torch.no_grad()
@@ -231,10 +275,13 @@ class IntegerHashLayer(nn.Module):
 
         Args:
             x: float32[n, c, h, w].
-            dtype: of the features; bfloat16 holds them exactly. That of x when None.
+            dtype: of the features; bfloat16 holds them exactly. The narrowest whose sums are exact when None.
         """
-        dtype = dtype or x.dtype
-        return self._features(self._centred(x, dtype)[0], self.tile_projections(), self.noise)
+        dtype = dtype or exact_dtype(x)
+        return self._features(self._centred(x, dtype)[0], self._projections(), self.noise)
+
+    def _projections(self) -> list[Tensor]:
+        return self._keep("projections", self.tile_projections)
 
     @torch.no_grad()
     def _features(
@@ -242,7 +289,17 @@ class IntegerHashLayer(nn.Module):
     ) -> Tensor:
         """Sign features of centred images under what disturbs the projections, with norms where they are known."""
         features, dtype, tile = [], v.dtype, 0
-        for index, (channels, projection, mask) in enumerate(self._groups(written(noise, projections))):
+        kernel, stride, _ = self._encode_geometry()
+        fast = gpu_kernels(v, dtype) if noise is None and kernel == (1, 1) else None
+        if fast and fast.fits(self.tile_size, self.spec.hash_length):
+            padded = self._keep("padded", lambda: fast.padded_projections(projections, self.tile_size))
+            sizes = self.tile_size, self.spec.hash_length
+            return fast.sign_features(v, padded, *sizes, self.norm_scale, NORM_LIMIT, stride)
+        if noise is None:
+            groups = self._keep("groups", lambda: self._groups(projections))
+        else:
+            groups = self._groups(written(noise, projections))
+        for index, (channels, projection, mask) in enumerate(groups):
             part = v[:, channels] if channels != slice(0, v.shape[1]) else v
             norms = self._norms(part, mask) if known is None else known[:, tile : tile + len(mask)]
             tile += len(mask)
@@ -281,12 +338,20 @@ class IntegerHashLayer(nn.Module):
 
     def _centred(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """What is hashed, in the given type, and the quantised bytes where they come with it."""
+        if fast := gpu_kernels(x, dtype):
+            return fast.CentreImages.apply(x, *self._keep("grid", self._grid), self._pads(), dtype), None
         if not is_compiled(x, dtype):
             return self._vectors(x).to(dtype), None
         assert integer_cpu is not None
         return integer_cpu.CentreImages.apply(
             x, int(self.input_exponent), self.input_range(), self.integer_centre(), self._pads()
         )
+
+    @torch.no_grad()
+    def _grid(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Factor, least, greatest and centre of quantised inputs, as float32."""
+        factor = torch.ldexp(torch.ones_like(self.norm_scale), self.input_exponent)
+        return factor, *self._input_limits(), self.integer_centre().float()
 
     def _answer(self, x: Tensor) -> Tensor:
         """Estimates of images float32[n, c, h, w]: float32[n, o, oh, ow]."""
@@ -295,7 +360,7 @@ class IntegerHashLayer(nn.Module):
             with torch.autocast(x.device.type, enabled=False):
                 return self._trained_answer(x, dtype)
         with torch.autocast(x.device.type, enabled=False):
-            if _packed.get() and self.noise is None and not self.real_codes:
+            if _packed.get() and self.noise is None and not self.real_codes and not x.is_cuda:
                 _, q = self._centred(x.float(), torch.bfloat16)
                 if q is not None:
                     return self._packed_answer(q, self.tile_projections())[0]
@@ -304,8 +369,9 @@ class IntegerHashLayer(nn.Module):
 
     def _trained_answer(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         signs = self.code_weight if self.real_codes else SignLatent.apply(self.code_weight)
-        projections = self.tile_projections()
-        codes, rows = signs * self.scale.view(-1, 1, 1, 1), self._line_rows(projections)
+        projections = self._projections()
+        rows = self._keep("rows", lambda: self._line_rows(projections))
+        codes = signs * self.scale.view(-1, 1, 1, 1)
         kernel, *of_line = self._line_geometry()
         line = torch.einsum("oqhw,qf->ofhw", codes.detach(), rows).reshape(len(codes), -1, *kernel).to(dtype)
         codes, bias = codes.to(dtype), self.bias.to(dtype)
@@ -352,7 +418,7 @@ class IntegerHashLayer(nn.Module):
     def _correlate(self, features: Tensor) -> Tensor:
         stride, dilation = self._dot_geometry()
         weight = self.code_weight if self.real_codes else torch.where(self.code_weight >= 0, 1.0, -1.0)
-        return F.conv2d(features, weight, stride=stride, dilation=dilation)
+        return F.conv2d(features, weight.to(features.dtype), stride=stride, dilation=dilation).float()
 
     @torch.no_grad()
     def encode_integer(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -365,6 +431,7 @@ class IntegerHashLayer(nn.Module):
             bits bool[n, oh, ow, t, k] and norms uint8[n, oh, ow, t], over the padded grid of pixels or the windows.
         """
         v = self._vectors(self._as_image(x))
+        v = v.to(exact_dtype(v))
         bits, norms = [], []
         for index, (channels, projection, mask) in enumerate(
             self._groups(written(self.noise, self.tile_projections()))
@@ -385,7 +452,7 @@ class IntegerHashLayer(nn.Module):
         Returns:
             float32[n, o, oh, ow] of whole numbers.
         """
-        signed = norms.float().unsqueeze(-1) * torch.where(bits, 1.0, -1.0)
+        signed = norms.to(exact_dtype(norms)).unsqueeze(-1) * torch.where(bits, 1.0, -1.0)
         return self._correlate(signed.flatten(3).permute(0, 3, 1, 2).contiguous())
 
     def _as_image(self, x: Tensor) -> Tensor:

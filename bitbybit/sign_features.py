@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -24,6 +26,20 @@ def is_compiled(values: Tensor, dtype: torch.dtype) -> bool:
     return integer_cpu is not None and dtype == torch.bfloat16 and values.device.type == "cpu" and values.numel() > 0
 
 
+def gpu_kernels(values: Tensor, dtype: torch.dtype) -> ModuleType | None:
+    """The Triton kernels, where they take a computation in some type: bfloat16 on a GPU, and something to compute."""
+    return _integer_gpu() if values.is_cuda and dtype == torch.bfloat16 and values.numel() > 0 else None
+
+
+@functools.cache
+def _integer_gpu() -> ModuleType | None:
+    try:
+        from bitbybit import integer_gpu
+    except ImportError:  # no Triton: the same numbers from torch operators
+        return None
+    return integer_gpu
+
+
 class SignLatent(Function):
     """``sign`` of latent values with ``sign(0) = +1``; the gradient passes where ``|value| <= 1``."""
 
@@ -42,10 +58,10 @@ class Round(Function):
     """Rounds half to even and clamps; the gradient passes within the limits."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, low: int, high: int) -> Tensor:
+    def forward(ctx, x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
         ctx.save_for_backward(x)
         ctx.limits = low - 0.5, high + 0.5
-        return x.round().clamp_(low, high)
+        return x.round().clamp_(low, high)  # type: ignore[arg-type]
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:

@@ -1,4 +1,4 @@
-"""Shared settings and data: where CIFAR-10 is, if it is."""
+"""Shared settings and data: where CIFAR-10 is, if it is; Triton's interpreter where there is no GPU."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is first imported
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # helper modules beside the tests
