@@ -37,9 +37,8 @@ def search_codes(gram: Tensor, cross: Tensor, codes: Tensor) -> Tensor:
         float32[o], the scales.
     """
     outputs = codes.shape[1]
-    products, targets = gram.numpy(), np.ascontiguousarray(cross.T.numpy())
-    bits = np.ascontiguousarray(codes.T.numpy())
-    sums = np.ascontiguousarray((gram @ codes).T.numpy()).astype(np.float64)
+    products, targets = gram.cpu().numpy(), _rows(cross)
+    bits, sums = _rows(codes), _rows(gram @ codes).astype(np.float64)
     scale = np.zeros(outputs, np.float64)
     goes_on = TURNS * len(codes) ** 2 * outputs <= MOST_CHANGES
 
@@ -52,7 +51,7 @@ def search_codes(gram: Tensor, cross: Tensor, codes: Tensor) -> Tensor:
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(work, range(outputs)))
     codes.copy_(torch.from_numpy(bits).T)
-    return torch.from_numpy(scale).float()
+    return torch.from_numpy(scale).float().to(codes.device)
 
 
 def search_wide_codes(phi: Tensor, wanted: Tensor, codes: Tensor) -> Tensor:
@@ -69,11 +68,9 @@ def search_wide_codes(phi: Tensor, wanted: Tensor, codes: Tensor) -> Tensor:
         float32[o], the scales.
     """
     rows = phi.T.contiguous()
-    squares = rows.square().sum(1).numpy()
-    features, outputs = rows.numpy(), codes.shape[1]
-    targets = np.ascontiguousarray((rows @ wanted).T.numpy())
-    bits = np.ascontiguousarray(codes.T.numpy())
-    answers = np.ascontiguousarray((phi @ codes).T.numpy())
+    squares = rows.square().sum(1).cpu().numpy()
+    features, outputs = rows.cpu().numpy(), codes.shape[1]
+    targets, bits, answers = _rows(rows @ wanted), _rows(codes), _rows(phi @ codes)
     scale = np.zeros(outputs, np.float64)
 
     def work(first: int) -> None:
@@ -83,7 +80,12 @@ def search_wide_codes(phi: Tensor, wanted: Tensor, codes: Tensor) -> Tensor:
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(work, range(0, outputs, OUTPUTS_AT_ONCE)))
     codes.copy_(torch.from_numpy(bits).T)
-    return torch.from_numpy(scale).float()
+    return torch.from_numpy(scale).float().to(codes.device)
+
+
+def _rows(columns: Tensor) -> np.ndarray:
+    """Columns as rows, in memory of their own."""
+    return np.ascontiguousarray(columns.T.cpu().numpy())
 
 
 @njit(nogil=True, cache=True)

@@ -9,9 +9,10 @@ over bits, see ``bit_search``: the answer is linear in the signs of the weights'
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ def convert(
     Args:
         model: the float network; left as it is.
         config: for ``patch_model``. Layers in integer arithmetic are fitted; those in float arithmetic get centres.
-        images: float32[n, c, h, w], normalised, not augmented.
+        images: float32[n, c, h, w], normalised, not augmented; where they are, layers are fitted, and the result is.
         positions: output positions that a layer's codes are fitted to, over all images.
         projection_steps: of fitting learned projections, for each layer; 0 leaves them as drawn.
         seed: of the random projections and of the choice of positions.
@@ -62,11 +63,12 @@ def convert(
     Raises:
         ConfigError: as ``patch_model``.
     """
-    teacher = copy.deepcopy(model).eval().requires_grad_(False)
-    student = copy.deepcopy(teacher).requires_grad_(True)
+    teacher = copy.deepcopy(model).eval().requires_grad_(False).to(images.device)
+    student = copy.deepcopy(model).eval().requires_grad_(True).cpu()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         patch_model(student, config)
+    student.to(images.device)
     fit_layers(
         student, teacher, images,
         positions=positions, projection_steps=projection_steps, seed=seed, on_layer=on_layer,
@@ -96,11 +98,12 @@ def fit_layers(
     names = _in_order(student, images[:2])
     for number, name in enumerate(names):
         layer = student.get_submodule(name)
-        with packed_answers():
+        with packed_answers(), _whole_products():
             x = _value(student if compensate else teacher, name, images, of_input=True)
         error = math.nan
         if isinstance(layer, IntegerLayer):
-            y = _value(teacher, name, images, of_input=False)
+            with _whole_products():
+                y = _value(teacher, name, images, of_input=False)
             if quantise:
                 set_quantisation(layer, x)
                 learn_projections(layer, x, y, positions=positions, steps=projection_steps, seed=seed + number)
@@ -136,6 +139,16 @@ def binarise(
         if isinstance(layer, IntegerLayer):
             layer.real_codes = False
     fit_layers(model, teacher, images, positions=positions, seed=seed, quantise=False, on_layer=on_layer)
+
+
+@contextlib.contextmanager
+def _whole_products() -> Iterator[None]:
+    """Keeps a GPU from rounding factors to 10 bits."""
+    kept, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = kept
 
 
 class _Reached(Exception):
@@ -299,13 +312,14 @@ def _samples(layer: IntegerLayer, image: Tensor, y: Tensor, positions: int, seed
     features: list[Tensor] = []
     targets: list[Tensor] = []
     for first in range(0, n, batch):
-        part = layer.sign_features(image[first : first + batch])
+        part = layer.sign_features(image[first : first + batch], torch.bfloat16 if image.is_cuda else None)
         chosen = torch.stack([torch.randperm(places, generator=generator)[:each] for _ in range(len(part))])
+        chosen = chosen.to(part.device)
         columns = F.unfold(part, (kh, kw), dilation, 0, stride)
         answers = wanted[first : first + batch].flatten(2)
         for found, values in ((features, columns), (targets, answers)):
             picked = values.gather(2, chosen.unsqueeze(1).expand(-1, values.shape[1], -1))
-            found.append(picked.transpose(1, 2).flatten(0, 1))
+            found.append(picked.transpose(1, 2).flatten(0, 1).float())
     return torch.cat(features), torch.cat(targets)
 
 

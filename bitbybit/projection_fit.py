@@ -127,8 +127,11 @@ def _optimizer(matrices: list[nn.Parameter], weight: Tensor, shift: Tensor, answ
 
 def _narrow(image: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Products in bfloat16 where the processor has them; codes are found anew, exactly, afterwards."""
-    fast = image.device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
-    return torch.autocast("cpu", torch.bfloat16) if fast else contextlib.nullcontext()
+    if image.is_cuda:
+        fast = torch.cuda.is_bf16_supported()
+    else:
+        fast = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+    return torch.autocast(image.device.type, torch.bfloat16) if fast else contextlib.nullcontext()
 
 
 def _trained_features(layer: IntegerHashLayer, image: Tensor, width: float) -> Tensor:

@@ -33,6 +33,7 @@ def convert(
     projection_bits: int = hashing.PROJECTION_BITS,
     evaluate: bool = typer.Option(True, help="Measure both networks on the test split."),
     seed: int = typer.Option(0, help="Of projections and of the choice of images."),
+    device: str = typer.Option("", help="cpu or cuda. [default: cuda where there is one]"),
 ) -> None:
     """Hash a float network without training: fit every layer's codes to a few hundred images.
 
@@ -53,12 +54,12 @@ def convert(
     from bitbybit.checkpoint import save_checkpoint
     from bitbybit.conversion import convert as run_conversion
     from bitbybit.training import TrainOptions
-    from bitbybit.training.prepare import training_sample
+    from bitbybit.training.prepare import pick_device, training_sample
     from bitbybit.utils.models import get_backbone
 
     options = TrainOptions(model=model, data_dir=data_dir, weights=weights, calibration=images, seed=seed)
     network = get_backbone(model, weights=weights or None)
-    sample = training_sample(options)
+    sample = training_sample(options).to(pick_device(device))
     if len(sample) < min(images, 16):
         raise ConfigError(f"{options.dataset}: {len(sample)} training images, expected at least 16")
     started = time.perf_counter()
@@ -73,7 +74,7 @@ def convert(
         hashed = run_conversion(
             network, config, sample,
             positions=positions, projection_steps=projection_steps, seed=seed, on_layer=on_layer,
-        )  # fmt: skip
+        ).cpu()  # fmt: skip
     seconds = time.perf_counter() - started
     card: dict[str, Any] = {"model": model, "dataset": options.dataset, "conversion": {
         "images": len(sample), "positions": positions, "projection_steps": projection_steps, "seed": seed,
