@@ -3,9 +3,11 @@
 "float" is the plain float32 step; integer layers and "float, bfloat16" multiply in bfloat16, "cosine" layers are those
 of float arithmetic; "sampled" takes the gradient of weight codes from a quarter of the images.  Prints medians and
 their ratios to the float step.  The steps take turns, so that other work on the machine slows all of them alike.
-Before the clock starts the hashed layers' results are compared with their plain definition.
+Before the clock starts the hashed layers' results are compared with their plain definition.  On a GPU every step is a
+CUDA graph, as in training, and layers of float arithmetic are left out.
 
     python benchmarks/train_step.py --batch 128 --repetitions 7
+    python benchmarks/train_step.py --device cuda --batch 256 --repetitions 50 --fixed-projections
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import copy
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,7 @@ from bitbybit.config.resnet20 import resnet20_pixel_patch_config
 from bitbybit.engine import fast_gradients
 from bitbybit.integer_base import IntegerHashLayer
 from bitbybit.integer_reference import reference_forward
+from bitbybit.training.graphed_step import GraphedStep
 from bitbybit.training.loop import use_bfloat16
 
 KINDS = {
@@ -94,15 +98,35 @@ def check(kind: str, hash_length: int) -> None:
             raise SystemExit(f"{kind}: {name}: expected a relative error below 1e-4, got {error:.2g}")
 
 
-def step(kind: str, model: nn.Module, x: Tensor, labels: Tensor) -> float:
-    """Forward and backward once, as the training loop does; returns seconds."""
-    start = time.perf_counter()
-    narrow = kind != "float" and "cosine" not in kind and use_bfloat16("", torch.device("cpu"))
-    with fast_gradients(), torch.autocast("cpu", torch.bfloat16, enabled=narrow):
-        loss = F.cross_entropy(model(x).float(), labels)
-    model.zero_grad()
-    loss.backward()
-    return time.perf_counter() - start
+def make_step(kind: str, model: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], float]:
+    """Forward and backward once, as the training loop does; gives seconds."""
+    device = x.device
+    narrow = kind != "float" and "cosine" not in kind and use_bfloat16("", device)
+
+    def compute(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with fast_gradients(), torch.autocast(device.type, torch.bfloat16, enabled=narrow):
+            logits = model(images).float()
+            loss = F.cross_entropy(logits, labels)
+        model.zero_grad()
+        loss.backward()
+        return loss.detach(), logits.detach()
+
+    run = GraphedStep(compute, model) if device.type == "cuda" else compute
+
+    def step() -> float:
+        wait_for(device)
+        start = time.perf_counter()
+        run(x, labels)
+        wait_for(device)
+        return time.perf_counter() - start
+
+    return step
+
+
+def wait_for(device: torch.device) -> None:
+    """Waits for what a GPU was given to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def main() -> None:
@@ -111,19 +135,29 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128, help="images in a step")
     parser.add_argument("--hash-length", type=int, default=64, help="bits in a code")
     parser.add_argument("--repetitions", type=int, default=7, help="timed steps of each kind")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--fixed-projections", action="store_true", help="as train has them in integer arithmetic")
     options = parser.parse_args()
-    for kind in KINDS:
+    kinds = [kind for kind in KINDS if options.device == "cpu" or "cosine" not in kind]
+    for kind in kinds:
         check(kind, options.hash_length)
     torch.manual_seed(0)
     x = torch.randn(options.batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (options.batch,))
-    models = {kind: build(kind, options.hash_length, x) for kind in KINDS}
-    times: dict[str, list[float]] = {kind: [] for kind in models}
-    for kind, model in models.items():
-        step(kind, model, x, labels)
+    steps = {}
+    for kind in kinds:
+        model = build(kind, options.hash_length, x)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not (options.fixed_projections and "projection" in name))
+        model = model.to(options.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        there = x.to(options.device, memory_format=torch.channels_last)
+        steps[kind] = make_step(kind, model, there, labels.to(options.device))
+    times: dict[str, list[float]] = {kind: [] for kind in steps}
+    for step in steps.values():
+        step()
     for _ in range(options.repetitions):
-        for kind, model in models.items():
-            times[kind].append(step(kind, model, x, labels))
+        for kind, step in steps.items():
+            times[kind].append(step())
     float_median, float_best = statistics.median(times["float"]), min(times["float"])
     print(f"{'step':16} {'median ms':>10} {'ratio':>7} {'best ms':>10} {'ratio':>7}")
     for kind, samples in times.items():

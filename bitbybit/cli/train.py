@@ -46,8 +46,10 @@ def train(
         None, help="Peak rate of learned projections. [default: 0.0005; 0 in integer arithmetic]"
     ),
     lr_codes: float = typer.Option(1e-2, help="Peak rate of latent weight codes (integer arithmetic)."),
-    code_share: float = typer.Option(
-        0.25, help="Share of a batch that the gradient of weight codes is taken from (integer arithmetic)."
+    code_share: float | None = typer.Option(
+        None,
+        help="Share of a batch that the gradient of weight codes is taken from (integer arithmetic). "
+        "[default: 0.25, 1 on a GPU]",
     ),
     weight_decay: float | None = typer.Option(None, help="[default: 0, 0.0005 with --float]"),
     warmup: float | None = typer.Option(None, help="Share of rising steps. [default: 0.05, 0.2 with --float]"),
@@ -74,6 +76,7 @@ def train(
     """
     keep_freed_memory()
     from bitbybit.training import TrainOptions
+    from bitbybit.training.prepare import pick_device
 
     if export is not None:
         check_export(export)
@@ -102,7 +105,7 @@ def train(
         batch_size=batch_size,
         lr_projection=(0.0 if integer else 5e-4) if lr_projection is None else lr_projection,
         lr_codes=lr_codes,
-        code_share=code_share,
+        code_share=(1.0 if pick_device(device).type == "cuda" else 0.25) if code_share is None else code_share,
         label_smoothing=label_smoothing,
         distill=distill,
         hints=hints,
