@@ -85,7 +85,7 @@ def search_wide_codes(phi: Tensor, wanted: Tensor, codes: Tensor) -> Tensor:
 
 def _rows(columns: Tensor) -> np.ndarray:
     """Columns as rows, in memory of their own."""
-    return np.ascontiguousarray(columns.T.cpu().numpy())
+    return np.array(columns.T.cpu().numpy(), order="C")
 
 
 @njit(nogil=True, cache=True)

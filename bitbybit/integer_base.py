@@ -125,7 +125,10 @@ class IntegerHashLayer(nn.Module):
         self.noise: Disturbance | None = None
         self.code_share = 1.0
         self.real_codes = False
-        self._kept: tuple[object, dict[str, Any]] = (None, {})
+        self._kept: tuple[list[Tensor], list[tuple[int, int]], dict[str, Any]] = ([], [], {})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": ([], [], {})}  # copies and files hold nothing that can be computed
 
     def kernels(self) -> Iterator[HashKernel]:
         """Every kernel, input tile by input tile."""
@@ -142,9 +145,10 @@ class IntegerHashLayer(nn.Module):
             return compute()
         sources += [self.centre, self.input_exponent, self.input_signed, self.norm_scale]
         now = [(source.data_ptr(), source._version) for source in sources]
-        if self._kept[0] != now:
-            self._kept = now, {}
-        kept = self._kept[1]
+        before, then, kept = self._kept
+        if now != then or any(a is not b for a, b in zip(sources, before, strict=True)):
+            kept = {}
+            self._kept = sources, now, kept
         if name not in kept:
             kept[name] = compute()
         return kept[name]
@@ -164,7 +168,7 @@ class IntegerHashLayer(nn.Module):
         return SIGNED if bool(self.input_signed) else UNSIGNED
 
     def _input_limits(self) -> tuple[Tensor, Tensor]:
-        """The same, where the layer is: float32[] each, so that a GPU never waits for them."""
+        """Least and greatest quantised input as float32[], where the layer is, so that a GPU need not be waited for."""
         return torch.where(self.input_signed, -128.0, 0.0), torch.where(self.input_signed, 127.0, 255.0)
 
     def hash_config(self) -> dict[str, object]:

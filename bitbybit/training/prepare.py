@@ -59,7 +59,6 @@ def prepare(options: TrainOptions) -> Prepared:
     device = pick_device(options.device)
     augmented = data.part(data.kept, augment=True)
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # every step has the same shapes
         train: DataLoader | DeviceLoader = DeviceLoader(augmented, options.batch_size, device)
     else:
         train = make_loader(augmented, options.batch_size, shuffle=True)

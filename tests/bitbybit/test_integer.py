@@ -1,5 +1,7 @@
 """Layers in integer arithmetic: exact answers, gradients, and what is refused."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -264,3 +266,36 @@ def test_groups_and_sums_beyond_float32_are_refused():
         bb.patch_model(nn.Sequential(nn.Conv2d(8, 8, 3, groups=2)), {"common_params": common | {"hash_length": 8}})
     with pytest.raises(ConfigError, match="2\\*\\*24"):
         bb.patch_model(nn.Sequential(nn.Conv2d(64, 8, 3)), {"common_params": common | {"hash_length": 4096}})
+
+
+def test_what_follows_from_fixed_projections_follows_when_they_change():
+    _, layer = conv_layer(hash_kernel_type="random_projection")
+    layer.train()
+    x = torch.randn(2, layer.in_channels, 6, 6)
+
+    def answers_are_fresh():
+        fresh = copy.deepcopy(layer)  # a copy has computed nothing yet
+        assert fresh._kept[2] == {}
+        return torch.equal(layer(x), fresh(x))
+
+    assert answers_are_fresh()
+    kept = layer._kept[2]
+    assert set(kept) >= {"projections", "rows"}
+    layer(x)
+    assert layer._kept[2] is kept
+    for change in (
+        lambda: layer.norm_scale.fill_(0.5),
+        lambda: layer.load_state_dict({**layer.state_dict(), "norm_scale": torch.tensor(0.6)}),
+        lambda: setattr(layer, "norm_scale", torch.tensor(0.7)),
+        lambda: [kernel.projection_matrix.mul_(torch.randn(())).add_(0.1) for kernel in layer.kernels()],
+    ):
+        change()
+        assert answers_are_fresh()
+        assert layer._kept[2] is not kept
+        kept = layer._kept[2]
+
+
+def test_where_projections_are_trained_nothing_is_kept():
+    _, layer = conv_layer()
+    layer.train()(torch.randn(2, layer.in_channels, 6, 6))
+    assert layer._kept[2] == {}
