@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -278,6 +279,12 @@ def test_what_follows_from_fixed_projections_follows_when_they_change():
         assert fresh._kept[2] == {}
         return torch.equal(layer(x), fresh(x))
 
+    kernel = next(layer.kernels())
+    memory = kernel.projection_matrix.numpy().copy()
+    kernel._random_projection_matrix = torch.from_numpy(memory)
+    assert answers_are_fresh()
+    memory[:] = memory[::-1].copy()
+    kernel._random_projection_matrix = torch.from_numpy(memory)  # where the one before it lay, and as new
     assert answers_are_fresh()
     kept = layer._kept[2]
     assert set(kept) >= {"projections", "rows"}

@@ -52,7 +52,10 @@ def test_a_step_equals_that_of_torch_operators(kernels, monkeypatch, tiling, con
     layer.centre.copy_(torch.randn(20))
     for k in layer.kernels():
         k._learnable_projection_matrix.requires_grad_(learned)
-    x = (3 * torch.randn(3, 20, 7, 8)).requires_grad_(True)
+    x = 3 * torch.randn(3, 20, 7, 8)
+    x[0] = torch.ldexp(layer.integer_centre().float(), -layer.input_exponent).view(-1, 1, 1)  # nothing but zeros, and
+    x[0, 0, 3, 3] += 2 / 32  # windows of small squares
+    x.requires_grad_(True)
     direction = torch.randn_like(layer(x))
     expected = trained(layer, x, direction)
     for module in (integer_base, hash_product):
