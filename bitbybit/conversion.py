@@ -9,10 +9,9 @@ over bits, see ``bit_search``: the answer is linear in the signs of the weights'
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from torch.nn import functional as F
 
 from bitbybit.bit_search import search_codes, search_wide_codes
 from bitbybit.integer import LATENT_MEAN, IntegerHashConv2d, IntegerHashLinear
-from bitbybit.integer_base import NORM_LIMIT, SIGNED, UNSIGNED, packed_answers
+from bitbybit.integer_base import NORM_LIMIT, SIGNED, UNSIGNED, packed_answers, whole_products
 from bitbybit.patching import HashConfig, hash_layers, patch_model
 from bitbybit.projection_fit import STEPS, fit_projections, images_fitted
 
@@ -98,11 +97,11 @@ def fit_layers(
     names = _in_order(student, images[:2])
     for number, name in enumerate(names):
         layer = student.get_submodule(name)
-        with packed_answers(), _whole_products():
+        with packed_answers(), whole_products():
             x = _value(student if compensate else teacher, name, images, of_input=True)
         error = math.nan
         if isinstance(layer, IntegerLayer):
-            with _whole_products():
+            with whole_products():
                 y = _value(teacher, name, images, of_input=False)
             if quantise:
                 set_quantisation(layer, x)
@@ -139,16 +138,6 @@ def binarise(
         if isinstance(layer, IntegerLayer):
             layer.real_codes = False
     fit_layers(model, teacher, images, positions=positions, seed=seed, quantise=False, on_layer=on_layer)
-
-
-@contextlib.contextmanager
-def _whole_products() -> Iterator[None]:
-    """Keeps a GPU from rounding factors to 10 bits."""
-    kept, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = kept
 
 
 class _Reached(Exception):

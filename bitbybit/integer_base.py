@@ -51,6 +51,16 @@ def packed_answers() -> Iterator[None]:
         _packed.reset(token)
 
 
+@contextlib.contextmanager
+def whole_products() -> Iterator[None]:
+    """Keeps convolutions on a GPU from rounding the factors of float32 to 10 bits."""
+    kept, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = kept
+
+
 def exact_dtype(values: Tensor) -> torch.dtype:
     """The type in which sums below 2**24 are exact; a GPU rounds factors of float32, or transforms convolutions."""
     return torch.float64 if values.is_cuda else torch.float32

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from bitbybit.integer_base import packed_answers
+from bitbybit.integer_base import packed_answers, whole_products
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def evaluate(
     loss = 0.0
     for images, labels in loader:
         images, labels = images.to(device), labels.to(device)
-        with packed_answers() if packed else contextlib.nullcontext():
+        with whole_products(), packed_answers() if packed else contextlib.nullcontext():
             logits = model(images)
         loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
         correct += int((logits.argmax(1) == labels).sum())

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from bitbybit.errors import ConfigError, DataError
 
@@ -300,9 +300,9 @@ class DeviceLoader:
     """
 
     def __init__(self, dataset: ImageDataset, batch_size: int, device: torch.device | str) -> None:
-        self.dataset, self.batch_size, self.device = dataset, batch_size, torch.device(device)
+        self.dataset, self.device = dataset, torch.device(device)
         self.sampler = EpochSampler(len(dataset), dataset.seed)
-        self._drop_single = _drop_single(len(dataset), batch_size)
+        self._batches = BatchSampler(self.sampler, batch_size, _drop_single(len(dataset), batch_size))
         pad = CROP_PADDING if dataset.augment else 0
         images = torch.from_numpy(dataset.images).permute(0, 3, 1, 2).to(self.device)
         self._images = F.pad(images, (pad,) * 4)
@@ -310,13 +310,11 @@ class DeviceLoader:
         self._mean, self._std = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (dataset.mean, dataset.std))
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.dataset), self.batch_size)
-        return full + (rest > 0 and not self._drop_single)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = np.asarray(list(self.sampler))
-        for number in range(len(self)):
-            yield self._batch(order[number * self.batch_size : (number + 1) * self.batch_size])
+        for indices in self._batches:
+            yield self._batch(np.asarray(indices))
 
     def _batch(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
         at = self._there(index)
