@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bitbybit.answers import packed_answers, whole_products
 from bitbybit.bit_search import search_codes, search_wide_codes
 from bitbybit.integer import LATENT_MEAN, IntegerHashConv2d, IntegerHashLinear
-from bitbybit.integer_base import NORM_LIMIT, SIGNED, UNSIGNED, packed_answers, whole_products
+from bitbybit.integer_base import NORM_LIMIT, SIGNED, UNSIGNED
 from bitbybit.patching import HashConfig, hash_layers, patch_model
 from bitbybit.projection_fit import STEPS, fit_projections, images_fitted
 
@@ -210,7 +211,7 @@ def set_quantisation(layer: IntegerLayer, x: Tensor) -> None:
     _, stride, dilation = layer._encode_geometry()
     lengths = [
         F.conv2d(v[:, channels].square(), mask, stride=stride, dilation=dilation).sqrt().flatten()
-        for channels, _, mask in layer._groups()
+        for channels, _, mask in layer._convolutions(layer.tile_projections())
     ]
     joined = torch.cat(lengths)
     joined = joined[:: max(1, joined.numel() // 1_000_000)]

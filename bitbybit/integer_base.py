@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bitbybit.answers import EXACT_LIMIT, answers_are_packed, exact_dtype
 from bitbybit.disturbance import Disturbance, written
 from bitbybit.errors import ConfigError
 from bitbybit.hash_product import HashProduct
+from bitbybit.kept import Kept, Value
 from bitbybit.kernel import HashKernel, kernel_factory
 from bitbybit.layer_geometry import LayerGeometry
 from bitbybit.sign_features import (
@@ -28,42 +27,12 @@ from bitbybit.sign_features import (
     whole_rows,
 )
 from bitbybit.spec import HashSpec, projection_limit
+from bitbybit.tile_convolutions import TileConvolution, tile_convolutions
 
 UNSIGNED, SIGNED = (0, 255), (-128, 127)
 NORM_LIMIT = 255  # a norm is one byte
 SQUARE_LIMIT = 255**2  # of a centred value
-EXACT_LIMIT = 1 << 24  # float32 holds every whole number up to here
-TILES_AT_ONCE = 8  # of pixels: a block-diagonal P of more would be zeros for the most part
 TILE_LIMIT = (EXACT_LIMIT - 1) // (NORM_LIMIT * projection_limit(8))  # features in a tile
-
-Kept = TypeVar("Kept")
-
-_packed: ContextVar[bool] = ContextVar("packed", default=False)
-
-
-@contextlib.contextmanager
-def packed_answers() -> Iterator[None]:
-    """Lets layers answer by the runtime's kernels, on a CPU and outside training: the same bits, sooner."""
-    token = _packed.set(True)
-    try:
-        yield
-    finally:
-        _packed.reset(token)
-
-
-@contextlib.contextmanager
-def whole_products() -> Iterator[None]:
-    """Keeps convolutions on a GPU from rounding the factors of float32 to 10 bits."""
-    kept, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = kept
-
-
-def exact_dtype(values: Tensor) -> torch.dtype:
-    """The type in which sums below 2**24 are exact; a GPU rounds factors of float32, or transforms convolutions."""
-    return torch.float64 if values.is_cuda else torch.float32
 
 
 class IntegerHashLayer(nn.Module):
@@ -135,33 +104,18 @@ class IntegerHashLayer(nn.Module):
         self.noise: Disturbance | None = None
         self.code_share = 1.0
         self.real_codes = False
-        self._kept: tuple[list[Tensor], list[tuple[int, int]], dict[str, Any]] = ([], [], {})
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": ([], [], {})}  # copies and files hold nothing that can be computed
+        self._kept = Kept()
 
     def kernels(self) -> Iterator[HashKernel]:
         """Every kernel, input tile by input tile."""
         for row in self.hash_kernels:
             yield from row  # type: ignore[misc]
 
-    def _keep(self, name: str, compute: Callable[[], Kept]) -> Kept:
-        """``compute()``, of projections and the grid alone, kept as long as these stay as they are.
-
-        Where projections are trained nothing is kept.
-        """
-        sources = [kernel.projection_matrix for kernel in self.kernels()]
-        if any(p.requires_grad or p.is_inference() for p in sources):
-            return compute()
-        sources += [self.centre, self.input_exponent, self.input_signed, self.norm_scale]
-        now = [(source.data_ptr(), source._version) for source in sources]
-        before, then, kept = self._kept
-        if now != then or any(a is not b for a, b in zip(sources, before, strict=True)):
-            kept = {}
-            self._kept = sources, now, kept
-        if name not in kept:
-            kept[name] = compute()
-        return kept[name]
+    def _keep(self, name: str, compute: Callable[[], Value]) -> Value:
+        """``compute()``, of projections and the grid alone, kept as long as these stay as they are."""
+        projections = [kernel.projection_matrix for kernel in self.kernels()]
+        grid = [self.centre, self.input_exponent, self.input_signed, self.norm_scale]
+        return self._kept.get(name, projections + grid, compute)
 
     @property
     def unit(self) -> Tensor:
@@ -239,35 +193,8 @@ class IntegerHashLayer(nn.Module):
         """stride and dilation of the correlation."""
         raise NotImplementedError
 
-    def _groups(self, projections: list[Tensor] | None = None) -> list[tuple[slice, Tensor, Tensor]]:
-        """For convolutions that share their channels: channels, projection [t * k, c, kh, kw], mask [t, c, kh, kw].
-
-        Tiles of pixels are one block-diagonal convolution, a few at a time where they are many; tiles of windows one
-        convolution each, of the channels that they touch.
-        """
-        kernel, _, _ = self._encode_geometry()
-        taps = math.prod(kernel)
-        projections = projections or self.tile_projections()
-        starts = [i * self.tile_size for i in range(self.tiles)]
-        ends = [start + p.shape[1] for start, p in zip(starts, projections, strict=True)]
-        if taps == 1:
-            return [self._pixel_group(projections, first) for first in range(0, self.tiles, TILES_AT_ONCE)]
-        found = []
-        for p, a, b in zip(projections, starts, ends, strict=True):
-            low, high = a // taps, math.ceil(b / taps)
-            around = (a - low * taps, high * taps - b)
-            shape = (-1, high - low, *kernel)
-            found.append(
-                (slice(low, high), F.pad(p, around).view(shape), F.pad(p.new_ones(1, b - a), around).view(shape))
-            )
-        return found
-
-    def _pixel_group(self, projections: list[Tensor], first: int) -> tuple[slice, Tensor, Tensor]:
-        """Some tiles of pixels, from the first one on, as one convolution."""
-        tiles = projections[first : first + TILES_AT_ONCE]
-        marks = torch.block_diag(*(p.new_ones(1, p.shape[1]) for p in tiles))
-        start = first * self.tile_size
-        return slice(start, start + marks.shape[1]), torch.block_diag(*tiles)[..., None, None], marks[..., None, None]
+    def _convolutions(self, projections: list[Tensor]) -> list[TileConvolution]:
+        return tile_convolutions(projections, self._encode_geometry()[0])
 
     def _norms(self, v: Tensor, mask: Tensor) -> Tensor:
         """Norms as whole numbers 0..255, without a gradient: float32[n, t, oh, ow]."""
@@ -310,10 +237,10 @@ class IntegerHashLayer(nn.Module):
             sizes = self.tile_size, self.spec.hash_length
             return fast.sign_features(v, padded, *sizes, self.norm_scale, NORM_LIMIT, stride)
         if noise is None:
-            groups = self._keep("groups", lambda: self._groups(projections))
+            convolutions = self._keep("convolutions", lambda: self._convolutions(projections))
         else:
-            groups = self._groups(written(noise, projections))
-        for index, (channels, projection, mask) in enumerate(groups):
+            convolutions = self._convolutions(written(noise, projections))
+        for index, (channels, projection, mask) in enumerate(convolutions):
             part = v[:, channels] if channels != slice(0, v.shape[1]) else v
             norms = self._norms(part, mask) if known is None else known[:, tile : tile + len(mask)]
             tile += len(mask)
@@ -374,7 +301,7 @@ class IntegerHashLayer(nn.Module):
             with torch.autocast(x.device.type, enabled=False):
                 return self._trained_answer(x, dtype)
         with torch.autocast(x.device.type, enabled=False):
-            if _packed.get() and self.noise is None and not self.real_codes and not x.is_cuda:
+            if answers_are_packed() and self.noise is None and not self.real_codes and not x.is_cuda:
                 _, q = self._centred(x.float(), torch.bfloat16)
                 if q is not None:
                     return self._packed_answer(q, self.tile_projections())[0]
@@ -447,9 +374,8 @@ class IntegerHashLayer(nn.Module):
         v = self._vectors(self._as_image(x))
         v = v.to(exact_dtype(v))
         bits, norms = [], []
-        for index, (channels, projection, mask) in enumerate(
-            self._groups(written(self.noise, self.tile_projections()))
-        ):
+        convolutions = self._convolutions(written(self.noise, self.tile_projections()))
+        for index, (channels, projection, mask) in enumerate(convolutions):
             part = v[:, channels]
             bits.append(self._seen(self.noise, index, part, projection) >= 0)
             norms.append(self._norms(part, mask))

@@ -139,7 +139,7 @@ def _trained_features(layer: IntegerHashLayer, image: Tensor, width: float) -> T
     _, stride, dilation = layer._encode_geometry()
     v = layer._vectors(image).detach().contiguous(memory_format=torch.channels_last)
     parts = []
-    for channels, projection, mask in layer._groups():
+    for channels, projection, mask in layer._convolutions(layer.tile_projections()):
         part = v[:, channels]
         z = F.conv2d(part, projection, None, stride, 0, dilation)
         by_place = layer._norms(part, mask).to(z.dtype).permute(0, 2, 3, 1)

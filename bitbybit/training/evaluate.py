@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from bitbybit.integer_base import packed_answers, whole_products
+from bitbybit.answers import packed_answers, whole_products
 
 
 @torch.no_grad()

@@ -242,7 +242,7 @@ def test_many_tiles_are_projected_a_few_at_a_time(module, monkeypatch):
     x = torch.randn(9, 150) if isinstance(module, nn.Linear) else torch.randn(2, 150, 6, 6)
     found = []
     for tiles in (8, 19):
-        monkeypatch.setattr("bitbybit.integer_base.TILES_AT_ONCE", tiles)
+        monkeypatch.setattr("bitbybit.tile_convolutions.TILES_AT_ONCE", tiles)
         layer.zero_grad()
         phi = _trained_features(layer, layer._as_image(x), 0.5)
         (phi * torch.linspace(-1, 1, phi.numel()).view(phi.shape)).sum().backward()
