@@ -57,6 +57,11 @@ def train(
     distill: float = typer.Option(0.0, help="Weight of the float network's soft targets, 0 to 1."),
     hints: float = typer.Option(0.0, help="Weight of the float network's block outputs in the loss."),
     temperature: float = typer.Option(4.0, help="Of the soft targets."),
+    teacher: list[str] = typer.Option(
+        [],
+        help="State dict of another float network, whose soft targets are averaged with the float network's; "
+        "of another backbone as NAME=PATH. Can be given several times.",
+    ),
     holdout: int = typer.Option(5000, help="Training images held out to choose the epoch; 0: none."),
     calibration: int = typer.Option(1024, help="Images for centres and batch-norm statistics."),
     projection_steps: int = typer.Option(150, min=0, help="Steps of fitting each layer's learned projections first."),
@@ -110,6 +115,7 @@ def train(
         distill=distill,
         hints=hints,
         temperature=temperature,
+        teachers=tuple(teacher),
         holdout=holdout,
         calibration=calibration,
         projection_steps=projection_steps,
@@ -179,7 +185,7 @@ def card_of(summary: dict[str, Any]) -> dict[str, Any]:
     """The part of a run's summary that travels with its checkpoint."""
     keys = ("model", "dataset", "epoch", "val_accuracy", "test_accuracy", "float_test_accuracy", "options")
     card = {key: summary[key] for key in keys if key in summary}
-    local = ("data_dir", "hash_config", "weights", "start")
+    local = ("data_dir", "hash_config", "weights", "start", "teachers")
     card["options"] = {k: v for k, v in summary["options"].items() if k not in local}
     return card
 

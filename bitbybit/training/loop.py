@@ -28,7 +28,7 @@ from bitbybit.utils.files import atomic_path, write_json
 
 StepCallback = Callable[[int, int, int, float], None]  # epoch, step, steps in an epoch, loss
 EpochCallback = Callable[[dict[str, Any]], None]
-LOOK_EVERY = 25  # steps: how often the loss is read from a GPU, which waits for it
+LOOK_EVERY = 25  # steps on a GPU, which waits where its loss is read
 
 
 @dataclass
@@ -100,6 +100,11 @@ def freeze_norms(model: nn.Module) -> None:
             module.eval()
 
 
+def steps_between_looks(device: torch.device) -> int:
+    """How often a step's loss is read, to be shown and to notice that training diverged."""
+    return LOOK_EVERY if device.type == "cuda" else 1
+
+
 def distillation_loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, options: TrainOptions) -> Tensor:
     """Cross entropy, mixed with the divergence from the teacher's softened answer.
 
@@ -113,6 +118,14 @@ def distillation_loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor | N
         F.log_softmax(logits / t, 1), F.log_softmax(teacher_logits / t, 1), log_target=True, reduction="batchmean"
     )
     return (1 - options.distill) * hard + options.distill * t * t * soft
+
+
+def average_answer(logits: list[Tensor], temperature: float) -> Tensor:
+    """Logits float32[n, classes] whose softmax at ``temperature`` is the mean of that of several networks' logits."""
+    if len(logits) == 1:
+        return logits[0]
+    softened = torch.stack([F.log_softmax(one / temperature, 1) for one in logits])
+    return temperature * (softened.logsumexp(0) - math.log(len(logits)))
 
 
 def train(
@@ -188,7 +201,7 @@ class _Session:
             self.noise.attach()
         if self.hints is not None:
             self.hints.attach()
-        look_every = LOOK_EVERY if device.type == "cuda" else 1
+        look_every = steps_between_looks(device)
         for step, (images, labels) in enumerate(setup.train):
             images = images.to(device, memory_format=torch.channels_last)
             labels = labels.to(device)
@@ -238,7 +251,8 @@ class _Session:
         teacher_logits = None
         if teacher is not None and (options.distill > 0 or self.hints is not None):
             with torch.no_grad(), self.narrow:
-                teacher_logits = teacher(images).float()
+                answers = [network(images).float() for network in (teacher, *self.setup.more_teachers)]
+                teacher_logits = average_answer(answers, options.temperature)
         with fast_gradients(), self.narrow:
             logits = self.setup.model(images).float()
         loss = distillation_loss(logits, labels, teacher_logits, options)

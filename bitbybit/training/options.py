@@ -36,6 +36,8 @@ class TrainOptions:
         hints: weight of the mean square error of each block's output against the float network's, in units of its
             variance; see ``bitbybit.training.hints``.
         temperature: of the distillation's softmax.
+        teachers: more float networks, whose soft targets are averaged with those of the one that was hashed: a state
+            dict of the same backbone, or ``NAME=PATH`` for one of another.
         holdout: training images held out to choose the epoch; 0 trains on all, keeps the last.
         calibration: training images from which centres and batch-norm statistics are taken, and to which layers are
             fitted.
@@ -71,6 +73,7 @@ class TrainOptions:
     distill: float = 0.0
     hints: float = 0.0
     temperature: float = 4.0
+    teachers: tuple[str, ...] = ()
     holdout: int = 5000
     calibration: int = 1024
     projection_steps: int = 150
@@ -83,6 +86,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if not self.dataset:
             object.__setattr__(self, "dataset", self.model.split("_")[0])
+        object.__setattr__(self, "teachers", tuple(self.teachers))  # a list where it was read from JSON
         for name in ("epochs", "batch_size", "calibration"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
@@ -101,6 +105,9 @@ class TrainOptions:
         for name in ("distill", "warmup", "label_smoothing", "code_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: expected 0 to 1, got {getattr(self, name)}")
+        if self.teachers and (self.distill == 0 or self.hash_config is None):
+            got = "a float network" if self.hash_config is None else "distill 0"
+            raise ConfigError(f"teachers: expected a hashed network and distill above 0, got {got}; pass --distill 0.7")
         if self.optimizer not in ("adam", "sgd"):
             raise ConfigError(f"optimizer: expected 'adam' or 'sgd', got {self.optimizer!r}")
         if self.precision not in ("", "float32", "bfloat16"):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from bitbybit.errors import ConfigError
 from bitbybit.training.options import TrainOptions
 from bitbybit.utils.data import (
     DeviceLoader,
@@ -20,7 +21,7 @@ from bitbybit.utils.data import (
     normalise,
     split_holdout,
 )
-from bitbybit.utils.models import get_backbone, load_checked, load_state_dict_file
+from bitbybit.utils.models import MODELS, get_backbone, load_checked, load_state_dict_file
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Prepared:
     Attributes:
         model: what is trained, on ``device``, channels last.
         teacher: the float network in eval mode; None for a float run.
+        more_teachers: other float networks in eval mode, for soft targets alone.
         train, val, test: loaders; ``val`` is None where nothing is held out.
         calibration: float32[n, 3, h, w], not augmented, from the training part.
         device: where everything runs.
@@ -37,6 +39,7 @@ class Prepared:
 
     model: nn.Module
     teacher: nn.Module | None
+    more_teachers: list[nn.Module]
     train: DataLoader | DeviceLoader
     val: DataLoader | None
     test: DataLoader
@@ -65,10 +68,11 @@ def prepare(options: TrainOptions) -> Prepared:
     val = make_loader(data.part(data.held), 256, shuffle=False) if len(data.held) else None
     calibration = data.sample()
     model, teacher = _networks(options, calibration)
-    for network in (model, teacher):
+    more = [_more_teacher(which, options.model) for which in options.teachers]
+    for network in (model, teacher, *more):
         if network is not None:
             network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Prepared(model, teacher, train, val, test_loader(options), calibration, device)
+    return Prepared(model, teacher, more, train, val, test_loader(options), calibration, device)
 
 
 class _Data:
@@ -129,6 +133,20 @@ def _networks(options: TrainOptions, calibration: Tensor) -> tuple[nn.Module, nn
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     start_hashed(model, teacher, options, calibration)
     return model, teacher
+
+
+def _more_teacher(which: str, model: str) -> nn.Module:
+    """The float network of ``PATH`` or ``NAME=PATH``, in eval mode.
+
+    Raises:
+        BitbybitError: the file or the backbone does not exist, or they do not fit.
+        ConfigError: its classes are not those of ``model``.
+    """
+    name, _, path = which.partition("=") if which.split("=")[0] in MODELS else (model, "", which)
+    if name.split("_")[0] != model.split("_")[0]:
+        raise ConfigError(f"teacher {which}: expected a backbone for the data set of {model}, got {name}")
+    with torch.random.fork_rng(devices=[]):  # the run draws what it would without
+        return get_backbone(name, weights=path).eval().requires_grad_(False)
 
 
 def start_hashed(model: nn.Module, teacher: nn.Module, options: TrainOptions, calibration: Tensor) -> None:

@@ -12,9 +12,9 @@ from torch import nn
 from bitbybit.errors import CheckpointError, ConfigError, DivergenceError
 from bitbybit.integer_base import IntegerHashLayer
 from bitbybit.patching import hash_layers
-from bitbybit.training import TrainOptions, evaluate, reestimate_batch_norm, train
+from bitbybit.training import TrainOptions, evaluate, loop, reestimate_batch_norm, train
 from bitbybit.training import prepare as prepare_module
-from bitbybit.training.loop import distillation_loss, learning_rate_factor, make_optimizer
+from bitbybit.training.loop import average_answer, distillation_loss, learning_rate_factor, make_optimizer
 from bitbybit.training.run_folder import RunFolder
 from bitbybit.utils import models
 from bitbybit.utils.data import ImageArrays
@@ -68,7 +68,7 @@ def hashed_options(weights, arithmetic="float", **changes):
     settings = {"hash_kernel_type": "learned_projection", "hash_length": 16, "centring": True, "arithmetic": arithmetic}
     config = {"common_params": settings | ({"output_tile_size": None} if arithmetic == "integer" else {})}
     fixed = {"hash_config": config, "optimizer": "adam", "distill": 0.5, "projection_steps": 5}
-    return float_options(weights=str(weights), **fixed, **{"lr": 1e-3, **changes})
+    return float_options(weights=str(weights), **{**fixed, "lr": 1e-3, **changes})
 
 
 @pytest.fixture
@@ -218,6 +218,25 @@ def test_divergence_names_step_and_layer_and_keeps_the_last_state(tiny, tmp_path
     assert RunFolder(tmp_path / "run").load_state()["epoch"] == 1
 
 
+def test_divergence_is_noticed_before_an_epoch_is_kept_where_the_loss_is_read_rarely(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "steps_between_looks", lambda device: 4)
+    seen = []
+
+    def poison(self, images):
+        if self.training and len(seen) == 7:  # the second epoch's third step
+            with torch.no_grad():
+                self.conv.weight.fill_(math.nan)
+        return original(self, images)
+
+    original = TinyNet.forward
+    monkeypatch.setattr(TinyNet, "forward", poison)
+    with pytest.raises(DivergenceError, match=r"epoch 2, step 5, first in conv"):
+        train(float_options(), tmp_path / "run", on_step=lambda *step: seen.append(step))
+    assert RunFolder(tmp_path / "run").load_state()["epoch"] == 1
+    losses = [loss for epoch, _, _, loss in seen if epoch == 0]
+    assert losses[0] == losses[1] == losses[3] != losses[4]  # what was last read is shown until the next look
+
+
 def test_refuses_a_folder_that_holds_a_run(tiny, tmp_path):
     train(float_options(epochs=1), tmp_path / "run")
     with pytest.raises(ConfigError, match="--resume"):
@@ -244,6 +263,8 @@ def test_refuses_a_damaged_state(tiny, tmp_path):
         ({"lr": math.nan}, "lr"),
         ({"distill": 1.5}, "distill"),
         ({"optimizer": "lion"}, "optimizer"),
+        ({"teachers": ("a.pth",), "distill": 0.5}, "teachers: .* got a float network"),
+        ({"teachers": ("a.pth",), "hash_config": {}}, "teachers: .* got distill 0; pass --distill"),
     ],
 )
 def test_refuses_options_out_of_range(change, message):
@@ -252,7 +273,7 @@ def test_refuses_options_out_of_range(change, message):
 
 
 def test_options_survive_json():
-    options = hashed_options("w.pth")
+    options = hashed_options("w.pth", teachers=("a.pth", "b.pth"))
     assert TrainOptions.from_dict(json.loads(json.dumps(options.to_dict()))) == options
     with pytest.raises(ConfigError, match="unknown training option 'learning_rate'"):
         TrainOptions.from_dict({"model": "x", "learning_rate": 1})
@@ -281,6 +302,46 @@ def test_distillation_vanishes_where_student_equals_teacher():
     options = float_options(distill=1.0)
     assert distillation_loss(logits, labels, logits, options).abs() < 1e-6  # float32 log-softmax
     assert distillation_loss(logits, labels, -logits, options) > 0.1
+
+
+def test_average_answer_has_the_mean_of_the_softened_answers():
+    logits = [3 * torch.randn(6, 10) for _ in range(3)]
+    wanted = torch.stack([torch.softmax(one / 4, 1) for one in logits]).mean(0)
+    torch.testing.assert_close(torch.softmax(average_answer(logits, 4.0) / 4, 1), wanted)
+    assert average_answer(logits[:1], 4.0) is logits[0]
+
+
+def test_soft_targets_are_averaged_over_every_teacher(tiny, float_weights, tmp_path, monkeypatch):
+    train(float_options(seed=5, epochs=6), tmp_path / "other")
+    other = tmp_path / "other" / "model.pth"
+    monkeypatch.setitem(models.MODELS, "digits_twin", TinyNet)
+    still = {"distill": 1.0, "temperature": 1.0, "lr": 0.0, "lr_projection": 0.0, "epochs": 1}
+    alone, same, with_other, by_name = (
+        train(hashed_options(float_weights, teachers=teachers, **still), tmp_path / name).history[0]["train_loss"]
+        for name, teachers in {
+            "alone": (),
+            "same": (str(float_weights),),
+            "with_other": (str(other),),
+            "by_name": (f"digits_twin={other}",),
+        }.items()
+    )
+    assert alone == pytest.approx(same, rel=1e-4)  # the mean of twice the same, and the same dropout
+    assert alone != pytest.approx(with_other, rel=1e-2)
+    assert with_other == by_name
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ("nowhere.pth", "nowhere.pth: no such checkpoint"),
+        ("cifar100_resnet20=nowhere.pth", "backbone for the data set of digits_tiny, got cifar100_resnet20"),
+        ("digits_mlp={weights}", "model.pth"),
+    ],
+)
+def test_refuses_a_teacher_that_is_none(tiny, float_weights, tmp_path, teacher, message):
+    options = hashed_options(float_weights, teachers=(teacher.format(weights=float_weights),))
+    with pytest.raises((ConfigError, CheckpointError), match=message):
+        train(options, tmp_path / "run")
 
 
 def test_batch_norm_reestimation_gives_the_statistics_of_the_images():
