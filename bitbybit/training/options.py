@@ -105,9 +105,10 @@ class TrainOptions:
         for name in ("distill", "warmup", "label_smoothing", "code_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: expected 0 to 1, got {getattr(self, name)}")
-        if self.teachers and (self.distill == 0 or self.hash_config is None):
-            got = "a float network" if self.hash_config is None else "distill 0"
-            raise ConfigError(f"teachers: expected a hashed network and distill above 0, got {got}; pass --distill 0.7")
+        if self.teachers and self.hash_config is None:
+            raise ConfigError("teachers: expected a hashed network, got a float one, which has none; leave them out")
+        if self.teachers and self.distill == 0:
+            raise ConfigError("teachers: expected a weight for their answers, got distill 0; pass --distill 0.7")
         if self.optimizer not in ("adam", "sgd"):
             raise ConfigError(f"optimizer: expected 'adam' or 'sgd', got {self.optimizer!r}")
         if self.precision not in ("", "float32", "bfloat16"):

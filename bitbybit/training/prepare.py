@@ -67,8 +67,8 @@ def prepare(options: TrainOptions) -> Prepared:
         train = make_loader(augmented, options.batch_size, shuffle=True)
     val = make_loader(data.part(data.held), 256, shuffle=False) if len(data.held) else None
     calibration = data.sample()
-    model, teacher = _networks(options, calibration)
     more = [_more_teacher(which, options.model) for which in options.teachers]
+    model, teacher = _networks(options, calibration)  # last: it may convert for minutes
     for network in (model, teacher, *more):
         if network is not None:
             network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

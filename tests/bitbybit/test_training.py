@@ -263,7 +263,7 @@ def test_refuses_a_damaged_state(tiny, tmp_path):
         ({"lr": math.nan}, "lr"),
         ({"distill": 1.5}, "distill"),
         ({"optimizer": "lion"}, "optimizer"),
-        ({"teachers": ("a.pth",), "distill": 0.5}, "teachers: .* got a float network"),
+        ({"teachers": ("a.pth",), "distill": 0.5}, "teachers: .* got a float one"),
         ({"teachers": ("a.pth",), "hash_config": {}}, "teachers: .* got distill 0; pass --distill"),
     ],
 )
@@ -338,7 +338,10 @@ def test_soft_targets_are_averaged_over_every_teacher(tiny, float_weights, tmp_p
         ("digits_mlp={weights}", "model.pth"),
     ],
 )
-def test_refuses_a_teacher_that_is_none(tiny, float_weights, tmp_path, teacher, message):
+def test_refuses_a_teacher_that_is_none_before_it_converts(
+    tiny, float_weights, tmp_path, teacher, message, monkeypatch
+):
+    monkeypatch.setattr(prepare_module, "start_hashed", lambda *_: pytest.fail("converted first"))
     options = hashed_options(float_weights, teachers=(teacher.format(weights=float_weights),))
     with pytest.raises((ConfigError, CheckpointError), match=message):
         train(options, tmp_path / "run")
