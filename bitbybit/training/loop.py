@@ -125,7 +125,7 @@ def average_answer(logits: list[Tensor], temperature: float) -> Tensor:
     if len(logits) == 1:
         return logits[0]
     softened = torch.stack([F.log_softmax(one / temperature, 1) for one in logits])
-    return temperature * (softened.logsumexp(0) - math.log(len(logits)))
+    return temperature * softened.logsumexp(0)
 
 
 def train(

@@ -12,9 +12,9 @@ from torch import nn
 from bitbybit.errors import CheckpointError, ConfigError, DivergenceError
 from bitbybit.integer_base import IntegerHashLayer
 from bitbybit.patching import hash_layers
-from bitbybit.training import TrainOptions, evaluate, loop, reestimate_batch_norm, train
+from bitbybit.training import TrainOptions, evaluate, loop, train
 from bitbybit.training import prepare as prepare_module
-from bitbybit.training.loop import average_answer, distillation_loss, learning_rate_factor, make_optimizer
+from bitbybit.training.loop import make_optimizer
 from bitbybit.training.run_folder import RunFolder
 from bitbybit.utils import models
 from bitbybit.utils.data import ImageArrays
@@ -279,14 +279,6 @@ def test_options_survive_json():
         TrainOptions.from_dict({"model": "x", "learning_rate": 1})
 
 
-def test_learning_rate_rises_then_falls_to_zero():
-    factors = [learning_rate_factor(step, 100, 0.1) for step in range(100)]
-    assert factors[0] == 0.1
-    assert max(factors) == factors[9] == factors[10] == 1.0
-    assert factors[10:] == sorted(factors[10:], reverse=True)
-    assert factors[-1] < 0.001
-
-
 def test_projections_have_their_own_rate():
     import bitbybit as bb
 
@@ -295,20 +287,6 @@ def test_projections_have_their_own_rate():
     by_rate = {g["lr"]: g for g in optimizer.param_groups if g["weight_decay"] == 0 and g["lr"] == 0.25}
     assert len(by_rate[0.25]["params"]) == 2
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
-
-
-def test_distillation_vanishes_where_student_equals_teacher():
-    logits, labels = torch.randn(6, 10), torch.arange(6)
-    options = float_options(distill=1.0)
-    assert distillation_loss(logits, labels, logits, options).abs() < 1e-6  # float32 log-softmax
-    assert distillation_loss(logits, labels, -logits, options) > 0.1
-
-
-def test_average_answer_has_the_mean_of_the_softened_answers():
-    logits = [3 * torch.randn(6, 10) for _ in range(3)]
-    wanted = torch.stack([torch.softmax(one / 4, 1) for one in logits]).mean(0)
-    torch.testing.assert_close(torch.softmax(average_answer(logits, 4.0) / 4, 1), wanted)
-    assert average_answer(logits[:1], 4.0) is logits[0]
 
 
 def test_soft_targets_are_averaged_over_every_teacher(tiny, float_weights, tmp_path, monkeypatch):
@@ -345,24 +323,6 @@ def test_refuses_a_teacher_that_is_none_before_it_converts(
     options = hashed_options(float_weights, teachers=(teacher.format(weights=float_weights),))
     with pytest.raises((ConfigError, CheckpointError), match=message):
         train(options, tmp_path / "run")
-
-
-def test_batch_norm_reestimation_gives_the_statistics_of_the_images():
-    model = nn.Sequential(nn.BatchNorm2d(3))
-    images = torch.randn(64, 3, 4, 4) * 2 + 5
-    reestimate_batch_norm(model, images, batch_size=16)
-    # 1e-4: average of four batches' means, in float32
-    torch.testing.assert_close(model[0].running_mean, images.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
-    assert model[0].momentum == 0.1
-    assert model.training
-
-
-def test_batch_norm_reestimation_does_not_depend_on_the_images_being_sorted():
-    model = nn.Sequential(nn.BatchNorm2d(3))
-    images = torch.randn(256, 3, 4, 4) + torch.arange(4.0).repeat_interleave(64).view(-1, 1, 1, 1)
-    reestimate_batch_norm(model, images, batch_size=64)
-    # 10 %: batches of 64 differ a little in their share of each class; sorted, the variance would be 1 and not 2.25
-    torch.testing.assert_close(model[0].running_var, images.var((0, 2, 3)), rtol=0.1, atol=0)
 
 
 def test_batch_norm_is_estimated_anew_from_images_augmented_as_in_training(tiny, float_weights, tmp_path, monkeypatch):
