@@ -1,9 +1,9 @@
-"""What a run is made of: its rate, its loss, its batch-norm statistics."""
+"""What a run is made of: its rate, its loss, its batch-norm statistics, its answers."""
 
 import torch
 from torch import nn
 
-from bitbybit.training import TrainOptions, reestimate_batch_norm
+from bitbybit.training import TrainOptions, evaluate, reestimate_batch_norm
 from bitbybit.training.loop import average_answer, distillation_loss, learning_rate_factor
 
 
@@ -45,3 +45,17 @@ def test_batch_norm_reestimation_does_not_depend_on_the_images_being_sorted():
     reestimate_batch_norm(model, images, batch_size=64)
     # 10 %: batches of 64 differ a little in their share of each class; sorted, the variance would be 1 and not 2.25
     torch.testing.assert_close(model[0].running_var, images.var((0, 2, 3)), rtol=0.1, atol=0)
+
+
+def test_evaluation_lets_no_gpu_round_the_factors_of_a_convolution(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen = []
+
+    class Watched(nn.Module):
+        def forward(self, x):
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return x
+
+    evaluate(Watched(), [(torch.eye(3), torch.arange(3))], torch.device("cpu"))
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32  # as it was
