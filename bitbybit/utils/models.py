@@ -49,21 +49,21 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet for 32x32 images: three stages of 16, 32 and 64 channels.
+    """ResNet for 32x32 images: three stages of ``width``, twice and four times as many channels.
 
     Source: He et al. 2015, section 4.2, with 1x1 convolutions as shortcuts (option B).
     """
 
-    def __init__(self, blocks_per_stage: int = 3, num_classes: int = 10) -> None:
+    def __init__(self, blocks_per_stage: int = 3, num_classes: int = 10, width: int = 16) -> None:
         super().__init__()
-        self.conv1 = _conv3x3(3, 16)
-        self.bn1 = nn.BatchNorm2d(16)
+        self.conv1 = _conv3x3(3, width)
+        self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = self._stage(16, 16, blocks_per_stage, stride=1)
-        self.layer2 = self._stage(16, 32, blocks_per_stage, stride=2)
-        self.layer3 = self._stage(32, 64, blocks_per_stage, stride=2)
+        self.layer1 = self._stage(width, width, blocks_per_stage, stride=1)
+        self.layer2 = self._stage(width, 2 * width, blocks_per_stage, stride=2)
+        self.layer3 = self._stage(2 * width, 4 * width, blocks_per_stage, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-        self.fc = nn.Linear(64, num_classes)
+        self.fc = nn.Linear(4 * width, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -147,6 +147,8 @@ class Perceptron(nn.Module):
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "cifar10_resnet20": lambda: CifarResNet(3, 10),
     "cifar100_resnet20": lambda: CifarResNet(3, 100),
+    "cifar10_resnet20x4": lambda: CifarResNet(3, 10, width=64),  # teachers, with four times the channels
+    "cifar100_resnet20x4": lambda: CifarResNet(3, 100, width=64),
     "cifar10_vgg11_bn": lambda: CifarVGG(10),
     "cifar100_vgg11_bn": lambda: CifarVGG(100),
     "digits_resnet20": lambda: CifarResNet(3, 10),

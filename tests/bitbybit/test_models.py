@@ -19,6 +19,14 @@ def test_resnet20_has_the_hubs_parameters(name, classes):
     assert sum(p.numel() for p in model.parameters()) == 272_474 + (classes - 10) * 65
 
 
+def test_resnet20x4_has_four_times_the_channels():
+    wide = get_backbone("cifar100_resnet20x4", pretrained=False).state_dict()
+    for name, value in get_backbone("cifar100_resnet20", pretrained=False).state_dict().items():
+        inputs = {"conv1.weight": 3, "fc.weight": 256}.get(name, 4 * value.shape[1] if value.ndim > 1 else 0)
+        outputs = 100 if name.startswith("fc.") else 4 * len(value) if value.ndim else 0
+        assert wide[name].shape == ((outputs, inputs, *value.shape[2:]) if value.ndim > 1 else (outputs,) * value.ndim)
+
+
 def test_vgg11_has_the_hubs_parameters():
     model = get_backbone("cifar10_vgg11_bn", pretrained=False).eval()
     state = model.state_dict()
