@@ -211,12 +211,12 @@ def get_backbone(
     if weights is None and not pretrained:
         return model
     source, state = _find_weights(name, weights)
-    load_checked(model, state, source)
+    load_checked(model, state, source, name)
     return model
 
 
-def load_checked(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
-    """Loads a state dict strictly; a misfit is one line that names the first differences.
+def load_checked(model: nn.Module, state: dict[str, Tensor], source: str | Path, name: str = "") -> None:
+    """Loads a state dict strictly; a misfit is one line that names the model and the first differences.
 
     Raises:
         CheckpointError: keys or shapes differ from the model's.
@@ -232,7 +232,7 @@ def load_checked(model: nn.Module, state: dict[str, Tensor], source: str | Path)
                 parts.append(f"{len(keys)} {label} (first {keys[0]!r})")
         raise CheckpointError(
             f"{source}: belongs to another architecture or hash configuration than "
-            f"{type(model).__name__}: {', '.join(parts)}"
+            f"{name or type(model).__name__}: {', '.join(parts)}"
         )
     model.load_state_dict(state, strict=True)
 

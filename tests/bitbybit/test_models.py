@@ -19,12 +19,21 @@ def test_resnet20_has_the_hubs_parameters(name, classes):
     assert sum(p.numel() for p in model.parameters()) == 272_474 + (classes - 10) * 65
 
 
-def test_resnet20x4_has_four_times_the_channels():
-    wide = get_backbone("cifar100_resnet20x4", pretrained=False).state_dict()
-    for name, value in get_backbone("cifar100_resnet20", pretrained=False).state_dict().items():
-        inputs = {"conv1.weight": 3, "fc.weight": 256}.get(name, 4 * value.shape[1] if value.ndim > 1 else 0)
-        outputs = 100 if name.startswith("fc.") else 4 * len(value) if value.ndim else 0
-        assert wide[name].shape == ((outputs, inputs, *value.shape[2:]) if value.ndim > 1 else (outputs,) * value.ndim)
+@pytest.mark.parametrize(("name", "classes"), [("cifar10_resnet20x4", 10), ("cifar100_resnet20x4", 100)])
+def test_resnet20x4_has_four_times_the_channels_and_weights_of_its_own(name, classes, monkeypatch):
+    monkeypatch.setenv("BITBYBIT_OFFLINE", "1")
+    model = get_backbone(name)
+    state = model.state_dict()
+    assert state["conv1.weight"].shape == (64, 3, 3, 3)
+    assert state["layer3.0.downsample.0.weight"].shape == (256, 128, 1, 1)
+    assert sum(p.numel() for p in model.parameters()) == 4_327_754 + (classes - 10) * 257
+    assert all(value.dtype == torch.float32 for value in model.parameters())
+    assert state["bn1.running_mean"].abs().max() > 0  # trained
+
+
+def test_a_misfit_names_the_backbone_that_was_wanted():
+    with pytest.raises(CheckpointError, match=r"resnet20x4_float.pth.*than cifar10_resnet20: \d+ other shape"):
+        get_backbone("cifar10_resnet20", weights=models.ARTIFACTS / "cifar10_resnet20x4_float.pth")
 
 
 def test_vgg11_has_the_hubs_parameters():
