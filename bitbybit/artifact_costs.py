@@ -125,7 +125,8 @@ class _Counter:
         from runtime.opset import FLOAT_MAX
 
         _, _, weight_codes = node.inputs[:3]
-        outputs, kh, kw, tiles, _ = self.shape(weight_codes)
+        rows, kh, kw, tiles, _ = self.shape(weight_codes)
+        outputs = self.shape(node.outputs[0])[1]
         encode = self.makers[node.inputs[0]]
         features = self.shape(encode.inputs[1])[1]
         bounds = (node.attributes["clip_min"] > -FLOAT_MAX) + (node.attributes["clip_max"] < FLOAT_MAX)
@@ -140,6 +141,7 @@ class _Counter:
             positions=prod(self.shape(node.outputs[0])[2:]),
             bounds=bounds,
             residual="Add" in node.op_type,
+            code_bits=rows // outputs,
         )
         code_bytes = self.model.initializers[weight_codes].nbytes if ("", weight_codes) not in self.seen else 0
         own = [name for name in node.inputs[2:] if name in self.model.initializers and not name.startswith("table/")]

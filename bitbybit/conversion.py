@@ -3,8 +3,8 @@
 Every layer is given what the converted layers before it produce, and fitted to what the float network's layer
 answers, so that a layer makes good what those before it have lost.  For a layer in integer arithmetic this takes two
 steps. Its projections are trained alone, see ``projection_fit``. Then the codes are a least-squares problem
-over bits, see ``bit_search``: the answer is linear in the signs of the weights' codes,
-``y = scale sum of n h_x c + bias`` with ``c = +-1``.
+over bits, see ``bit_search``: the answer is linear in the weights' codes,
+``y = scale sum of n h_x c + bias`` with ``c = +-1``, or odd whole numbers where codes have several bits.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from torch.nn import functional as F
 
 from bitbybit.answers import packed_answers, whole_products
 from bitbybit.bit_search import search_codes, search_wide_codes
-from bitbybit.integer import LATENT_MEAN, IntegerHashConv2d, IntegerHashLinear
+from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
 from bitbybit.integer_base import NORM_LIMIT, SIGNED, UNSIGNED
 from bitbybit.patching import HashConfig, hash_layers, patch_model
 from bitbybit.projection_fit import STEPS, fit_projections, images_fitted
+from bitbybit.sign_features import LATENT_MEAN, code_step, code_values
 
 IntegerLayer = IntegerHashConv2d | IntegerHashLinear
 MOST_FEATURES = 9216  # whose products of all pairs are taken: 340 MB
@@ -30,6 +31,7 @@ SAMPLE_BYTES = 1 << 30  # of sampled sign features in memory
 UNFOLDED_BYTES = 1 << 27  # of the windows of a few images, from which positions are taken
 NORM_QUANTILE = 0.999
 COEFFICIENTS = 1 << 20  # fitted beside projections; a wide layer's projections are fitted to some of its outputs
+LATENT_MARGIN = 0.1  # of a step of codes, from a latent value that had to be moved to the next code
 RIDGE = 1e-3  # of the mean square feature, for the bits' real-valued start
 FIT_RIDGE = 0.3  # where projections are fitted: coefficients that carry over to other images, as bits do
 
@@ -118,11 +120,11 @@ def fit_layers(
 def release_codes(model: nn.Module) -> None:
     """Gives every integer layer real-valued codes, so that a network can be trained with the inputs' signs alone.
 
-    The latent codes become signs of the size that the fitted bits have; ``binarise`` is the way back.
+    The latent codes become what the fitted codes are; ``binarise`` is the way back.
     """
     for layer in hash_layers(model).values():
         if isinstance(layer, IntegerLayer):
-            layer.code_weight.copy_(torch.where(layer.code_weight >= 0, 1.0, -1.0))
+            layer.code_weight.copy_(layer.code_values())
             layer.real_codes = True
 
 
@@ -262,18 +264,50 @@ def fit_codes(layer: IntegerLayer, x: Tensor, y: Tensor, *, positions: int = 24_
     phi -= phi_mean
     wanted -= wanted_mean
     total = wanted.square().sum(0).double()
-    gram = phi.T @ phi if phi.shape[1] <= MOST_FEATURES else None
+    bits = layer.spec.code_bits
+    gram = phi.T @ phi if phi.shape[1] * bits <= MOST_FEATURES else None
     start = _real_solution(phi, wanted, RIDGE, gram)
-    codes = torch.where(start >= 0, 1.0, -1.0)
-    scale = search_wide_codes(phi, wanted, codes) if gram is None else search_codes(gram, phi.T @ wanted, codes)
+    spread = start * (LATENT_MEAN / start.abs().mean(0, keepdim=True).clamp_min(1e-12))
+    codes, scale = _search(phi, wanted, gram, code_values(spread, bits), bits)
     answer = (phi @ codes) * scale
     lost = (wanted - answer).square().sum(0).double() / total.clamp_min(1e-30)
-    latent = start.abs().clamp_max(3 * float(start.abs().mean())) * codes
-    latent *= LATENT_MEAN / latent.abs().mean(0, keepdim=True).clamp_min(1e-12)
-    layer.code_weight.copy_(latent.T.reshape(layer.code_weight.shape))
+    layer.code_weight.copy_(_latent(start if bits == 1 else spread, codes, bits).T.reshape(layer.code_weight.shape))
     layer.gain.copy_(scale / layer.unit)
     layer.bias.copy_(wanted_mean - (phi_mean @ codes) * scale)
     return float(lost.mean())
+
+
+def _search(phi: Tensor, wanted: Tensor, gram: Tensor | None, codes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Better codes float32[f, o] than those given, and their scales float32[o].
+
+    A code of several bits is searched for as the signs of as many features, each twice as large as the one before it.
+    """
+    counts = [2**plane for plane in range(bits)]
+    numbers = ((codes + (2**bits - 1)) / 2).to(torch.uint8)
+    signs = torch.cat([(numbers >> plane & 1).float() * 2 - 1 for plane in range(bits)])
+    if gram is None:
+        scale = search_wide_codes(torch.cat([phi * count for count in counts], 1), wanted, signs)
+    else:
+        weights = torch.tensor(counts, dtype=gram.dtype, device=gram.device)
+        cross = phi.T @ wanted
+        scale = search_codes(
+            torch.kron(weights.outer(weights), gram), torch.cat([cross * count for count in counts]), signs
+        )
+    planes = signs.unflatten(0, (bits, -1))
+    return torch.stack([plane * count for plane, count in zip(planes, counts, strict=True)]).sum(0), scale
+
+
+def _latent(start: Tensor, codes: Tensor, bits: int) -> Tensor:
+    """Latent values float32[f, o] of codes: those of the real-valued solution ``start``, moved to their codes."""
+    if bits == 1:
+        latent = start.abs().clamp_max(3 * float(start.abs().mean())) * codes
+        return latent * (LATENT_MEAN / latent.abs().mean(0, keepdim=True).clamp_min(1e-12))
+    step, largest = code_step(bits), 2**bits - 1
+    margin = LATENT_MARGIN * step
+    low, high = (codes - 1) / 2 * step + margin, (codes + 1) / 2 * step - margin
+    low = torch.where(codes == -largest, -1.0, low)  # the outermost codes go on, as far as gradients pass
+    high = torch.where(codes == largest, 1.0, high)
+    return torch.minimum(torch.maximum(start, low), high)
 
 
 def _some_outputs(layer: IntegerLayer, seed: int) -> Tensor:

@@ -33,7 +33,7 @@ class LayerCost:
         positions: vectors hashed; the pad pixels of a pixel-tiled layer, all equal, are one.
         conversions: 1-bit reads, ``positions * tiles * k``.
         analog_macs: multiply-adds of projections, ``positions * features * k``.
-        lookups: code comparisons, ``output positions * outputs * taps * tiles``.
+        lookups: code comparisons, ``output positions * outputs * taps * tiles * code_bits``.
         lookup_bits: bits compared, ``lookups * k``.
         table_bytes: read from the cosine table, 4 for a look-up in float arithmetic.
         float_macs: digital multiply-adds in float32.
@@ -208,6 +208,7 @@ def dot_cost(
     positions: int,
     bounds: int = 0,
     residual: bool = False,
+    code_bits: int = 1,
 ) -> LayerCost:
     """Work of a layer's look-ups.
 
@@ -225,10 +226,11 @@ def dot_cost(
         positions: oh * ow.
         bounds: how many bounds the activation compares with, 0 to 2.
         residual: whether a residual is added.
+        code_bits: of a weight's code, each looked up on its own.
     """
     whole = arithmetic == INTEGER
-    lookups, written = positions * outputs * taps * tiles, positions * outputs
-    codes = outputs * taps * tiles * -(-hash_length // 8)
+    lookups, written = positions * outputs * taps * tiles * code_bits, positions * outputs
+    codes = outputs * taps * tiles * code_bits * -(-hash_length // 8)
     constants = 2 * outputs * (4 if whole else 8)  # scale and bias, float32 or float64
     finishing = written * (bounds + residual)
     return LayerCost(

@@ -7,6 +7,9 @@ distance ``d`` of two codes::
     q = clamp(round(x 2^e))     v = q - centre     h_x = sign(P v)     n = round(norm_scale |v|)
     acc = sum over tiles and taps of n (k - 2 d)   y = acc * scale + bias
 
+With several ``code_bits`` a weight's code has an odd whole number for every bit of the input's: planes of bits, each
+of which counts twice as much as the one before it; ``acc`` is the sum over planes.
+
 Everything up to ``acc`` is whole and below 2^24, so any order of summation in float32 gives the same bits; only
 ``y`` is rounded.  Training computes the same numbers; gradients pass the signs and roundings straight through.
 """
@@ -23,9 +26,8 @@ from torch.nn import functional as F
 from bitbybit.errors import ConfigError
 from bitbybit.integer_base import IntegerHashLayer
 from bitbybit.layer_geometry import output_size, pads_of, pair
+from bitbybit.sign_features import LATENT_MEAN
 from bitbybit.spec import PIXEL, HashSpec
-
-LATENT_MEAN = 0.3  # mean size of a latent value: some hundred steps of Adam at 1e-3 from the other sign
 
 
 class IntegerHashConv2d(IntegerHashLayer):
@@ -165,5 +167,5 @@ def set_tied_codes(layer: IntegerHashConv2d | IntegerHashLinear, weight: Tensor,
     latent = latent / latent.abs().mean().clamp_min(1e-12) * LATENT_MEAN
     layer.code_weight.copy_(latent.permute(2, 3, 0, 1))
     # E[sign sign] is 2 / pi times the cosine for nearly orthogonal vectors.
-    layer.gain.copy_(energy / layer.tiles * (math.pi / 2))
+    layer.gain.copy_(energy / layer.tiles * (math.pi / 2) / layer.code_values().abs().mean())
     layer.bias.copy_(bias if bias is not None else torch.zeros(o))

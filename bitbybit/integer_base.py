@@ -18,8 +18,9 @@ from bitbybit.kernel import HashKernel, kernel_factory
 from bitbybit.layer_geometry import LayerGeometry
 from bitbybit.sign_features import (
     SIGN_SLOPE,
+    CodeLatent,
     Round,
-    SignLatent,
+    code_values,
     gpu_kernels,
     integer_cpu,
     is_compiled,
@@ -43,7 +44,7 @@ class IntegerHashLayer(nn.Module):
         features: of one vector, before it is cut in tiles.
         tile_size: features in a tile; the last may be smaller.
         tiles: number of tiles.
-        code_weight: float32[o, tiles * k, kh, kw], latent; a weight's bit is 1 where it is ``>= 0``.
+        code_weight: float32[o, tiles * k, kh, kw], latent; ``code_values`` are the weights' codes.
         gain: float32[o]; ``scale`` follows from it.
         bias: float32[o].
         centre: float32[c], subtracted from the input, in its units.
@@ -74,7 +75,8 @@ class IntegerHashLayer(nn.Module):
                 "choose smaller tiles"
             )
         self.tile_size, self.tiles = tile, math.ceil(self.features / tile)
-        if NORM_LIMIT * spec.hash_length * self.tiles * math.prod(kernel) >= EXACT_LIMIT:
+        largest = NORM_LIMIT * spec.hash_length * self.tiles * math.prod(kernel) * (2**spec.code_bits - 1)
+        if largest >= EXACT_LIMIT:
             raise ConfigError(
                 f"hash_length {spec.hash_length} over {self.tiles} tiles and {math.prod(kernel)} taps: sums may pass "
                 f"2**24, where they are no longer exact; choose larger tiles or fewer bits"
@@ -164,10 +166,20 @@ class IntegerHashLayer(nn.Module):
         return units.clamp(low.double(), high.double()).to(torch.int16)
 
     @torch.no_grad()
+    def code_values(self) -> Tensor:
+        """The weights' codes as odd whole numbers: float32[o, t * k, kh, kw]."""
+        return code_values(self.code_weight, self.spec.code_bits)
+
+    @torch.no_grad()
     def weight_bits(self) -> Tensor:
-        """The weights' codes: bool[o, kh, kw, t, k]."""
-        o, _, kh, kw = self.code_weight.shape
-        return (self.code_weight >= 0).view(o, self.tiles, -1, kh, kw).permute(0, 3, 4, 1, 2)
+        """The weights' codes in planes, the least first: bool[code_bits * o, kh, kw, t, k].
+
+        ``code_values`` are the sum over planes p of ``2 ** p`` where a bit is 1, and ``-2 ** p`` where it is 0.
+        """
+        bits, (o, _, kh, kw) = self.spec.code_bits, self.code_weight.shape
+        numbers = ((self.code_values() + (2**bits - 1)) / 2).to(torch.uint8)
+        planes = torch.stack([(numbers >> plane & 1).bool() for plane in range(bits)])
+        return planes.view(bits * o, self.tiles, -1, kh, kw).permute(0, 3, 4, 1, 2)
 
     def quantise(self, x: Tensor) -> Tensor:
         """``clamp(round(x 2^e))``: whole numbers as float32, in the shape of x."""
@@ -309,10 +321,10 @@ class IntegerHashLayer(nn.Module):
             return acc * self.scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
 
     def _trained_answer(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        signs = self.code_weight if self.real_codes else SignLatent.apply(self.code_weight)
+        values = self.code_weight if self.real_codes else CodeLatent.apply(self.code_weight, self.spec.code_bits)
         projections = self._projections()
         rows = self._keep("rows", lambda: self._line_rows(projections))
-        codes = signs * self.scale.view(-1, 1, 1, 1)
+        codes = values * self.scale.view(-1, 1, 1, 1)
         kernel, *of_line = self._line_geometry()
         line = torch.einsum("oqhw,qf->ofhw", codes.detach(), rows).reshape(len(codes), -1, *kernel).to(dtype)
         codes, bias = codes.to(dtype), self.bias.to(dtype)
@@ -358,7 +370,7 @@ class IntegerHashLayer(nn.Module):
 
     def _correlate(self, features: Tensor) -> Tensor:
         stride, dilation = self._dot_geometry()
-        weight = self.code_weight if self.real_codes else torch.where(self.code_weight >= 0, 1.0, -1.0)
+        weight = self.code_weight if self.real_codes else self.code_values()
         return F.conv2d(features, weight.to(features.dtype), stride=stride, dilation=dilation).float()
 
     @torch.no_grad()

@@ -232,7 +232,7 @@ def packed_answer(
         centre: int16[c].
         low: the least quantised value.
         norm_scale: of norms.
-        bits: bool[o, kh, kw, t, k], the weights' codes.
+        bits: bool[b * o, kh, kw, t, k], the weights' codes in b planes.
         scale, bias: float32[o].
 
     Returns:

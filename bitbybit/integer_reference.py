@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
 from bitbybit.integer_base import NORM_LIMIT
-from bitbybit.sign_features import SIGN_SLOPE
+from bitbybit.sign_features import SIGN_SLOPE, code_values
 
 
 def straight_through(value: Tensor, slope: Tensor) -> Tensor:
@@ -85,6 +85,6 @@ def _estimate(layer: IntegerHashConv2d | IntegerHashLinear, vectors: Tensor, ky:
         line = z * (SIGN_SLOPE * math.sqrt(p.shape[1]) * layer.norm_scale / lengths)
         features = straight_through(torch.where(z >= 0, norm, -norm), line)
         latent = k[:, t * bits : (t + 1) * bits, ky, kx]
-        signs = straight_through(torch.where(latent >= 0, 1.0, -1.0), latent.clamp(-1, 1))
-        total, on_line = total + features @ signs.T, on_line + line @ signs.T
+        values = straight_through(code_values(latent, layer.spec.code_bits), latent.clamp(-1, 1))
+        total, on_line = total + features @ values.T, on_line + line @ values.T
     return total, on_line

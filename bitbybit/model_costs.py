@@ -113,7 +113,8 @@ def _hashed(name: str, layer: Any, x: Tensor, y: Tensor) -> list[LayerCost]:
         )
         channels = (x.shape[1] if convolution else layer.in_features) // groups
         rows.append(replace(encoded, weight_bytes=channels * (2 if whole else 4)))  # the centre
-        rows.append(dot_cost(name, **shared, tiles=encoded.tiles, outputs=outputs, taps=taps, positions=out))
+        counts = {"outputs": outputs, "taps": taps, "positions": out, "code_bits": layer.spec.code_bits}
+        rows.append(dot_cost(name, **shared, tiles=encoded.tiles, **counts))
         seen.add(group)
     return rows
 

@@ -13,6 +13,7 @@ FLOAT = "float"
 INTEGER = "integer"
 ARITHMETICS = (FLOAT, INTEGER)
 PROJECTION_BITS = range(2, 9)
+CODE_BITS = range(1, 5)
 
 
 def projection_limit(bits: int) -> int:
@@ -36,6 +37,8 @@ class HashSpec:
             ``"integer"``: quantised inputs, weights with codes of their own, an estimate linear in the distance
             (``bitbybit.integer``).
         projection_bits: of an entry of P in integer arithmetic, sign included, 2 to 8; up to 4 take half a byte.
+        code_bits: of a weight's code for every bit of the input's, in integer arithmetic, 1 to 4: odd whole numbers up
+            to ``+-(2 ** code_bits - 1)``. Projections and inputs' codes stay as they are, and every bit is looked up.
     """
 
     hash_kernel_type: str = "random_projection"
@@ -47,6 +50,7 @@ class HashSpec:
     orthogonal: bool = False
     arithmetic: str = FLOAT
     projection_bits: int = 8
+    code_bits: int = 1
 
     def __post_init__(self) -> None:
         for name in ("hash_length", "input_tile_size", "output_tile_size"):
@@ -66,6 +70,12 @@ class HashSpec:
             raise ConfigError(
                 f"projection_bits: expected 8 with float arithmetic, whose P is float32, got {self.projection_bits}; "
                 "choose integer arithmetic"
+            )
+        if isinstance(self.code_bits, bool) or self.code_bits not in CODE_BITS:
+            raise ConfigError(f"code_bits: expected 1 to 4, got {self.code_bits!r}")
+        if self.code_bits != 1 and self.arithmetic != INTEGER:
+            raise ConfigError(
+                f"code_bits: expected 1 with float arithmetic, got {self.code_bits}; choose integer arithmetic"
             )
 
 

@@ -46,7 +46,11 @@ def build_model(lowered: Lowered, props: dict[str, str]) -> ModelProto:
             helper.make_opsetid("", onnx_opset),
             helper.make_opsetid(opset.DOMAIN, builder.version),
         ],
-        functions=[function_proto(name, onnx_opset) for name in opset.OPERATORS if name in builder.operators],
+        functions=[
+            function_proto(name, onnx_opset, planes=builder.has_planes)
+            for name in opset.OPERATORS
+            if name in builder.operators
+        ],
         producer_name="bitbybit",
         producer_version=bitbybit.__version__,
     )

@@ -242,7 +242,7 @@ _RESIDUAL = "  residual_double = Cast <to = 11> (residual)\n  total = Add (image
 
 
 @cache
-def _parsed(operator: str, onnx_opset: int) -> bytes:
+def _parsed(operator: str, onnx_opset: int, planes: bool) -> bytes:
     fields: dict[str, object] = {"domain": DOMAIN, "opset": onnx_opset, "name": operator, "window_index": _WINDOW_INDEX}
     if operator == LSH_ENCODE:
         text = _ENCODE % fields
@@ -253,22 +253,23 @@ def _parsed(operator: str, onnx_opset: int) -> bytes:
     elif operator == LSH_ENCODE_INTEGER:
         text = integer_functions.encode_text(fields)
     elif operator in (LSH_CONV_INTEGER, LSH_CONV_ADD_INTEGER):
-        text = integer_functions.conv_text(fields, operator == LSH_CONV_ADD_INTEGER)
+        text = integer_functions.conv_text(fields, operator == LSH_CONV_ADD_INTEGER, planes)
     else:
         raise KeyError(operator)
     return bytes(parser.parse_function(text).SerializeToString())
 
 
-def function_proto(operator: str, onnx_opset: int = ONNX_OPSET) -> FunctionProto:
+def function_proto(operator: str, onnx_opset: int = ONNX_OPSET, *, planes: bool = False) -> FunctionProto:
     """The body of one operator of the domain.
 
     Args:
         operator: a name of ``runtime.opset.OPERATORS``.
         onnx_opset: version of the standard operators that the body is made of.
+        planes: whether weights' codes may have several planes of bits.
 
     Raises:
         KeyError: there is no such operator.
     """
     proto = FunctionProto()
-    proto.ParseFromString(_parsed(operator, onnx_opset))
+    proto.ParseFromString(_parsed(operator, onnx_opset, planes))
     return proto

@@ -46,6 +46,7 @@ class GraphBuilder:
         self.operators: set[str] = set()
         self._initializers: dict[str, NDArray[Any]] = {}
         self._narrow: set[str] = set()
+        self.has_planes = False  # whether a weight's code has several planes of bits
         self._values: dict[str, Value] = {}
         self._prefixes: set[str] = set()
 
@@ -61,7 +62,7 @@ class GraphBuilder:
     @property
     def version(self) -> int:
         """The lowest version of domain and format that knows what the graph uses."""
-        return opset.version_needed(self.operators, narrow=bool(self._narrow))
+        return opset.version_needed(self.operators, narrow=bool(self._narrow), planes=self.has_planes)
 
     def initializer(self, name: str, array: NDArray[Any], *, narrow: bool = False) -> Value:
         """Stores a constant; the same name with the same numbers is stored once.

@@ -182,7 +182,7 @@ _CONV = """
   minus = Constant <value_float = -1.0> ()
   weight_tiles = Where (weight_is_set, plus, minus)
   weight_shape = Concat <axis = 0> (keep, rest, kernel)
-  weight = Reshape (weight_tiles, weight_shape)
+  %(weight)s = Reshape (weight_tiles, weight_shape)%(planes)s
 
   sums = Conv <strides: ints = @strides, dilations: ints = @dilations> (signal, weight)
   per_channel = Constant <value_ints = [-1, 1, 1]> ()
@@ -200,6 +200,20 @@ _CONV = """
 }
 """
 
+# Each plane of a weight's code counts twice as much as the one before it.
+_PLANES = """
+  counts = Constant <value_floats = [1.0, 2.0, 4.0, 8.0]> ()
+  outputs = Shape (scale)
+  row_shape = Shape <start = 1> (weight_rows)
+  planes_shape = Concat <axis = 0> (rest, outputs, row_shape)
+  weight_planes_apart = Reshape (weight_rows, planes_shape)
+  plane_count = Shape <start = 0, end = 1> (weight_planes_apart)
+  counts_used = Slice (counts, keep, plane_count, keep)
+  per_plane = Constant <value_ints = [-1, 1, 1, 1, 1]> ()
+  count_column = Reshape (counts_used, per_plane)
+  weight_counted = Mul (weight_planes_apart, count_column)
+  weight = ReduceSum <keepdims = 0> (weight_counted, keep)"""
+
 _NO_RESIDUAL = "  total = Identity (with_bias)"
 _RESIDUAL = "  total = Add (with_bias, residual)"
 
@@ -209,8 +223,8 @@ def encode_text(fields: dict[str, object]) -> str:
     return _ENCODE % {**fields, "powers": _POWERS, "exponent_limit": EXPONENT_LIMIT}
 
 
-def conv_text(fields: dict[str, object], has_residual: bool) -> str:
-    """Source of the body of ``LshConvInteger``, or of ``LshConvAddInteger``."""
-    if has_residual:
-        return _CONV % {**fields, "residual": ", residual", "add": _RESIDUAL}
-    return _CONV % {**fields, "residual": "", "add": _NO_RESIDUAL}
+def conv_text(fields: dict[str, object], has_residual: bool, planes: bool) -> str:
+    """Source of the body of ``LshConvInteger``, or of ``LshConvAddInteger``, for codes of one plane or more."""
+    residual = {"residual": ", residual", "add": _RESIDUAL} if has_residual else {"residual": "", "add": _NO_RESIDUAL}
+    weight = {"weight": "weight_rows", "planes": _PLANES} if planes else {"weight": "weight", "planes": ""}
+    return _CONV % {**fields, **residual, **weight}

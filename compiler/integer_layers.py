@@ -45,7 +45,8 @@ class IntegerPart:
         outputs: output channels it gives: all.
         projection: int8[k, f].
         centre: int16[c], in quantised units.
-        codes: uint8[o, kh, kw, t, ceil(k/8)], the weights'.
+        codes: uint8[b * o, kh, kw, t, ceil(k/8)], the weights', in b planes of which each counts twice as much as the
+            one before it.
         quantisation: of activations and norms.
         scale: float64[o], the layer's and what was folded in; rounded to float32 where it is used.
         bias: float64[o], alike.
@@ -67,9 +68,11 @@ class IntegerPart:
 
     def run(self, padded: Tensor, layer: PackedLayer) -> Tensor:
         """Estimates float32[n, o, oh, ow] of an image float32[n, c, h, w] with its pads."""
-        o, kh, kw, tiles, _ = self.codes.shape
+        o = len(self.scale)
+        rows, kh, kw, tiles, _ = self.codes.shape
         signs = torch.from_numpy(unpack(self.codes, layer.hash_length)).float() * 2 - 1
-        weight = signs.permute(0, 3, 4, 1, 2).reshape(o, -1, kh, kw)
+        planes = signs.permute(0, 3, 4, 1, 2).reshape(rows // o, o, -1, kh, kw)
+        weight = torch.stack([plane * 2**i for i, plane in enumerate(planes)]).sum(0)
         acc = F.conv2d(self._signal(padded, layer, tiles), weight, None, layer.dot.strides, 0, layer.dot.dilations)
         return acc * self.scale.float().view(-1, 1, 1) + self.bias.float().view(-1, 1, 1)
 

@@ -16,7 +16,7 @@ import bitbybit
 from bitbybit.spec import FLOAT
 from runtime import opset
 
-_DEFAULTS = (("arithmetic", FLOAT), ("projection_bits", 8))  # of a layer's settings
+_DEFAULTS = (("arithmetic", FLOAT), ("projection_bits", 8), ("code_bits", 1))  # of a layer's settings
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Weights:
         centre: int16[c], in quantised units.
         low: the least quantised value: 0 or -128.
         norm_scale: of the norms of quantised vectors.
-        codes: uint8[o, kh, kw, t, B].
+        codes: uint8[b * o, kh, kw, t, B], b planes, the least first.
         scale, bias: float32[o].
     """
 
@@ -94,7 +94,8 @@ def run_layer(weights: Weights, geometry: Geometry, x: Array, submit: Submit, wo
         The answer float32[n, oh, ow, o], and norms uint8[n, h', w', t] of the hashed positions.
     """
     n, k = len(x), weights.projection.shape[0]
-    o, _, _, tiles, code = weights.codes.shape
+    o = len(weights.scale)
+    rows, _, _, tiles, code = weights.codes.shape
     grouping = grouping_of(code_bytes(k), tiles)
     codes = empty_with_slack((n, *geometry.hashed, tiles * code), np.uint8)
     norms = empty_with_slack((n, *geometry.hashed, tiles * grouping.repeat), np.uint8)
@@ -112,20 +113,21 @@ def run_layer(weights: Weights, geometry: Geometry, x: Array, submit: Submit, wo
     answer = empty_with_slack((n, *geometry.answered, o), np.float32)
     halves = empty_with_slack(answer.shape[:3], np.float32)
     packed_codes = pack_integer_codes(weights.codes, weights.scale, weights.bias, k, geometry.code_dilation[1])
-    fields = _conv_fields(weights.codes.shape, k, geometry) | {"weights": packed_codes.weights}
+    shape = (o, *weights.codes.shape[1:])
+    fields = _conv_fields(shape, rows // o, k, geometry) | {"weights": packed_codes.weights}
     fields |= pack_epilogue(packed_codes, (-np.inf, np.inf), None, False, False)
     fields |= {"codes": codes, "norms": norms, "sums": sums, "halves": halves}
     fields |= {"residual": 0, "out": answer, "quantised": 0}
-    call = native_call(conv_kernel.lsh_conv_integer(grouping.group), conv_kernel.ARGUMENTS, fields)
+    call = native_call(conv_kernel.lsh_conv_integer(grouping.group, rows // o), conv_kernel.ARGUMENTS, fields)
     _share(call, halves.size, submit, workers)
     return answer, norms[..., :: grouping.repeat]
 
 
 @cache
-def _conv_fields(shape: tuple[int, ...], hash_length: int, geometry: Geometry) -> dict[str, Any]:
+def _conv_fields(shape: tuple[int, ...], planes: int, hash_length: int, geometry: Geometry) -> dict[str, Any]:
     """What depends on shapes alone, found once."""
     return conv_fields(
-        shape, hash_length, geometry.code_stride, geometry.code_dilation, geometry.hashed, geometry.answered
+        shape, planes, hash_length, geometry.code_stride, geometry.code_dilation, geometry.hashed, geometry.answered
     )
 
 

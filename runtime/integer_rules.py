@@ -22,7 +22,15 @@ from runtime.node_rules import (
     malformed,
     weight_codes,
 )
-from runtime.opset import EXACT_LIMIT, EXPONENT_LIMIT, INTEGER_LEVELS, INTEGER_RANGES, PROJECTION_LEVELS
+from runtime.opset import (
+    EXACT_LIMIT,
+    EXPONENT_LIMIT,
+    INTEGER_LEVELS,
+    INTEGER_RANGES,
+    MOST_PLANES,
+    PROJECTION_LEVELS,
+    largest_code,
+)
 
 _ENCODE_ATTRIBUTES: AttributeRules = {
     **WINDOW_ATTRIBUTES,
@@ -75,11 +83,15 @@ def check_conv_integer(node: Node, initializers: Mapping[str, Array]) -> Array:
     codes = weight_codes(node, initializers)
     scale = initializer(node, initializers, 3, "scale", np.float32, 1)
     bias = initializer(node, initializers, 4, "bias", np.float32, 1)
-    check_outputs(node, codes, scale=scale, bias=bias)
+    planes, rest = divmod(len(codes), len(scale))
+    if rest or not 1 <= planes <= MOST_PLANES:
+        raise malformed(node, f"weight_codes of 1 to {MOST_PLANES} planes of {len(scale)} outputs as scale", len(codes))
+    check_outputs(node, codes[: len(scale)], scale=scale, bias=bias)
     _, kh, kw, tiles, _ = codes.shape
-    largest = INTEGER_LEVELS * node.attributes["hash_length"] * kh * kw * tiles
+    largest = INTEGER_LEVELS * node.attributes["hash_length"] * kh * kw * tiles * largest_code(planes)
     if largest >= EXACT_LIMIT:
-        raise malformed(node, f"255 * hash_length * taps * tiles below {EXACT_LIMIT}, so that sums are exact", largest)
+        what = "255 * hash_length * taps * tiles * (2**planes - 1)"
+        raise malformed(node, f"{what} below {EXACT_LIMIT}, so that sums are exact", largest)
     return codes
 
 

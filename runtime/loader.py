@@ -68,6 +68,7 @@ def _load(data: bytes) -> Model:
     metadata = parse_metadata({entry.key: entry.value for entry in proto.metadata_props})
     graph = proto.graph
     _check_operators(proto, version, metadata.format_version)
+    _check_planes(proto, version)
     _check_functions(proto)
     initializers = _initializers(graph, version)
     inputs = tuple(_node_arg(value) for value in graph.input if value.name not in initializers)
@@ -158,6 +159,20 @@ def _check_operators(proto: ModelProto, version: int, format_version: int) -> No
             raise ArtifactError(
                 f"node {node.name!r} ({node.op_type}): expected domain {opset.DOMAIN} version {since}, got {version}; "
                 "compile again"
+            )
+
+
+def _check_planes(proto: ModelProto, version: int) -> None:
+    """Weights' codes of several planes have come with a later version than their operators."""
+    rows = {tensor.name: tensor.dims[0] for tensor in proto.graph.initializer if tensor.dims}
+    for node in proto.graph.node:
+        if node.domain != opset.DOMAIN or node.op_type not in opset.INTEGER_CONV_OPERATORS or len(node.input) < 4:
+            continue
+        codes, outputs = (rows.get(name, 0) for name in node.input[2:4])
+        if version < opset.PLANES_SINCE and outputs and codes > outputs and codes % outputs == 0:
+            raise ArtifactError(
+                f"node {node.name!r} ({node.op_type}): expected domain {opset.DOMAIN} version {opset.PLANES_SINCE} for "
+                f"codes of {codes // outputs} planes, got {version}; compile again"
             )
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 DOMAIN = "io.bitbybit"
-DOMAIN_VERSION = 3  # the newest that a reader knows; a writer imports the lowest that its operators need
-FORMAT_VERSION = 3  # alike; a file's two versions are equal
+DOMAIN_VERSION = 4  # the newest that a reader knows; a writer imports the lowest that its operators need
+FORMAT_VERSION = 4  # alike; a file's two versions are equal
 ONNX_OPSET = 20
-ONNX_OPSETS = {1: ONNX_OPSET, 2: ONNX_OPSET, 3: 21}  # by version of the domain; 4-bit tensors came with 21
+ONNX_OPSETS = {1: ONNX_OPSET, 2: ONNX_OPSET, 3: 21, 4: 21}  # by version of the domain; 4-bit tensors came with 21
 IR_VERSION = 10
 
 LSH_ENCODE = "LshEncode"
@@ -29,9 +29,12 @@ SINCE_VERSION = {  # operator to the version of the domain that brought it
     LSH_CONV_ADD_INTEGER: 2,
 }
 NARROW_SINCE = 3  # version of the domain from which a projection may have 4 bits
+PLANES_SINCE = 4  # version from which a weight's code may have several planes of bits
+MOST_PLANES = 4
 OPERATORS = tuple(SINCE_VERSION)
 ENCODE_OPERATORS = (LSH_ENCODE, LSH_ENCODE_INTEGER)
-INTEGER_OPERATORS = (LSH_ENCODE_INTEGER, LSH_CONV_INTEGER, LSH_CONV_ADD_INTEGER)
+INTEGER_CONV_OPERATORS = (LSH_CONV_INTEGER, LSH_CONV_ADD_INTEGER)
+INTEGER_OPERATORS = (LSH_ENCODE_INTEGER, *INTEGER_CONV_OPERATORS)
 
 EXACT_LIMIT = 2**24  # whole numbers below it are exact in float32, whatever the order of a sum
 INTEGER_RANGES = ((0, 255), (-128, 127))  # (low, high) of quantised activations
@@ -63,11 +66,19 @@ METADATA_KEYS = (
 )
 
 
-def version_needed(operators: Iterable[str], *, narrow: bool = False) -> int:
+def version_needed(operators: Iterable[str], *, narrow: bool = False, planes: bool = False) -> int:
     """The lowest version of domain and format that knows the operators; 1 where there are none.
 
     Args:
         operators: names of the domain's.
         narrow: whether a projection has 4 bits.
+        planes: whether a weight's code has several planes of bits.
     """
-    return max((SINCE_VERSION[name] for name in operators), default=1) if not narrow else NARROW_SINCE
+    if planes:
+        return PLANES_SINCE
+    return NARROW_SINCE if narrow else max((SINCE_VERSION[name] for name in operators), default=1)
+
+
+def largest_code(planes: int) -> int:
+    """The greatest value of a weight's code: planes of bits count +-1, +-2, +-4 and so on."""
+    return 2**planes - 1

@@ -115,7 +115,8 @@ def lsh_conv_integer(
     Args:
         codes: uint8[n, h, w, t, ceil(k/8)].
         norms: uint8[n, h, w, t].
-        weight_codes: uint8[o, kh, kw, t, ceil(k/8)].
+        weight_codes: uint8[b * o, kh, kw, t, ceil(k/8)], b planes of which each counts twice as much as the one
+            before it.
         scale: float32[o].
         bias: float32[o].
         residual: float32[n, o, oh, ow], added before the clip, or nothing.
@@ -129,10 +130,11 @@ def lsh_conv_integer(
         float32[n, o, oh, ow].
     """
     n, h, w = codes.shape[:3]
-    o, kh, kw, tiles = weight_codes.shape[:4]
+    o = len(scale)
+    _, kh, kw, tiles = weight_codes.shape[:4]
     (sy, sx), (dy, dx) = strides, dilations
     oh, ow = output_extent(h, kh, sy, dy, 0), output_extent(w, kw, sx, dx, 0)
-    total = np.zeros((n, oh, ow, o), np.int64)
+    planes = np.zeros((n, oh, ow, len(weight_codes)), np.int64)
     for ky in range(kh):
         for kx in range(kw):
             rows = slice(ky * dy, ky * dy + (oh - 1) * sy + 1, sy)
@@ -140,9 +142,10 @@ def lsh_conv_integer(
             for i in range(tiles):
                 code = codes[:, rows, columns, i, None, :]
                 distance = popcount(code ^ weight_codes[:, ky, kx, i])
-                total += norms[:, rows, columns, i, None].astype(np.int64) * (hash_length - 2 * distance)
+                planes += norms[:, rows, columns, i, None].astype(np.int64) * (hash_length - 2 * distance)
+    total = sum(planes[..., plane * o : (plane + 1) * o] << plane for plane in range(len(weight_codes) // o))
     # Each step rounds to float32, once.
-    y = total.astype(np.float32) * scale + bias
+    y = np.asarray(total).astype(np.float32) * scale + bias
     y = np.ascontiguousarray(y.transpose(0, 3, 1, 2))
     if residual is not None:
         y = y + residual

@@ -139,6 +139,8 @@ def _infer_encode(node: Node, specs: dict[str, ValueSpec], norms: np.dtype[Any])
 def _infer_conv(node: Node, specs: dict[str, ValueSpec], norms_type: np.dtype[Any]) -> None:
     codes, norms, weight_codes = (specs[name] for name in node.inputs[:3])
     o, kh, kw, tiles, width = weight_codes.shape
+    if node.op_type in opset.INTEGER_OPERATORS:
+        o = specs[node.inputs[3]].shape[0]  # the rows of codes are those of all planes
     if codes.dtype != np.uint8 or len(codes.shape) != 5 or codes.shape[3:] != (tiles, width):
         raise _misfit(node, f"codes of uint8[n, h, w, {tiles}, {width}]", f"{codes.dtype}{list(codes.shape)}")
     if norms.dtype != norms_type or norms.shape != codes.shape[:4]:

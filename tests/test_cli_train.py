@@ -45,6 +45,20 @@ def test_trains_then_hashes_exports_scores_and_compiles(cli, small_data, tmp_pat
     assert cli("train", "digits_tiny", "-o", run, "--resume").code == 0
 
 
+def test_a_network_with_codes_of_2_bits_keeps_them_from_conversion_to_artifact(cli, small_data, tmp_path):
+    assert cli(*FLOAT, "-o", tmp_path / "run").code == 0
+    weights, converted, tuned = tmp_path / "run" / "model.pth", tmp_path / "net.pth", tmp_path / "tuned.pth"
+    hashing = ("-k", 16, "--tile", 8, "--code-bits", 2)
+    fitting = ("--projection-steps", 0, "--images", 16, "--no-evaluate")
+    outcome = cli("convert", "digits_tiny", "--weights", weights, *hashing, *fitting, "-o", converted)
+    assert outcome.code == 0, outcome
+    options = ("--weights", weights, "--start", converted, "--epochs", 1, "--holdout", 10, "--export", tuned)
+    outcome = cli("train", "digits_tiny", *hashing, *options, "-o", tmp_path / "tuning")
+    assert outcome.code == 0, outcome
+    assert {layer.spec.code_bits for layer in hash_layers(load_checkpoint(tuned).model).values()} == {2}
+    assert cli("compile", tuned, "--samples", 16).code == 0  # verifies
+
+
 def test_a_network_with_projections_of_4_bits_keeps_them_from_conversion_to_artifact(cli, small_data, tmp_path):
     assert cli(*FLOAT, "-o", tmp_path / "run").code == 0
     weights, hashed = tmp_path / "run" / "model.pth", tmp_path / "net.pth"

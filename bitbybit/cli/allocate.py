@@ -33,6 +33,7 @@ def allocate(
     tiling: str = hashing.TILING,
     tile: int = hashing.TILE,
     projection_bits: int = hashing.PROJECTION_BITS,
+    code_bits: int = hashing.CODE_BITS,
     seed: int = typer.Option(0, help="Of projections and of the choice of images."),
 ) -> None:
     """Measure how much each layer suffers from few bits, and spend a budget of bits where it matters most.
@@ -52,7 +53,9 @@ def allocate(
     if result.suffix != ".json":
         raise ConfigError(f"{result}: expected a name ending in .json, got {result.name!r}; rename it")
     offered = _lengths(lengths)
-    common = hashing.common_settings(kernel, min(offered), tiling, tile, 0, True, True, "integer", projection_bits)
+    common = hashing.common_settings(
+        kernel, min(offered), tiling, tile, 0, True, True, "integer", projection_bits, code_bits
+    )
     config = hashing.checked_config(model, None, common)
     network = get_backbone(model, weights=weights or None)
     sample = training_sample(TrainOptions(model=model, data_dir=data_dir, calibration=images, seed=seed))

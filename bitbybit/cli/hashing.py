@@ -16,6 +16,7 @@ CENTRING = typer.Option(True, help="Hash x minus its mean.")
 ORTHOGONAL = typer.Option(True, help="Draw projections in orthogonal blocks.")
 ARITHMETIC = typer.Option("integer", help="integer (fast and most accurate) or float (cosine of angles).")
 PROJECTION_BITS = typer.Option(8, help="Bits of an entry of P (integer arithmetic): 2 to 8; 4 need half the bytes.")
+CODE_BITS = typer.Option(1, help="Bits of a weight's code for each of the input's (integer arithmetic): 1 to 4.")
 HASH_CONFIG = typer.Option(None, help="JSON file with a configuration for every layer, instead of these options.")
 
 
@@ -29,6 +30,7 @@ def common_settings(
     orthogonal: bool,
     arithmetic: str,
     projection_bits: int,
+    code_bits: int,
 ) -> dict[str, Any]:
     """The options as the entry that ``patch_model`` takes for every layer."""
     return {
@@ -41,6 +43,7 @@ def common_settings(
         "orthogonal": orthogonal,
         "arithmetic": arithmetic,
         "projection_bits": projection_bits,
+        "code_bits": code_bits,
     }
 
 

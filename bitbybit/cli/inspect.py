@@ -68,7 +68,7 @@ def summarise(artifact: Path) -> dict[str, Any]:
         hdops = flops = 0
         for part in projected:
             k, features = projections[f"{part}projection"].shape
-            outputs, kh, kw = own[f"{part}weight_codes"].shape[:3]
+            outputs, (kh, kw) = own[f"{part}scale"].size, own[f"{part}weight_codes"].shape[1:3]
             hdops += 2 * k * features * kh * kw
             flops += 2 * features * outputs * kh * kw
         rows.append(

@@ -38,6 +38,7 @@ def train(
     orthogonal: bool = hashing.ORTHOGONAL,
     arithmetic: str = hashing.ARITHMETIC,
     projection_bits: int = hashing.PROJECTION_BITS,
+    code_bits: int = hashing.CODE_BITS,
     epochs: int = typer.Option(10, help="Passes over the training images."),
     batch_size: int = typer.Option(128, help="Images in a step."),
     optimizer: str = typer.Option("", help="adam or sgd. [default: adam, sgd with --float]"),
@@ -95,7 +96,7 @@ def train(
     config = None
     if not float_:
         common = hashing.common_settings(
-            kernel, hash_length, tiling, tile, output_tile, centring, orthogonal, arithmetic, projection_bits
+            kernel, hash_length, tiling, tile, output_tile, centring, orthogonal, arithmetic, projection_bits, code_bits
         )
         config = hashing.checked_config(model, hash_config, common)
     integer = config is not None and hashing.is_integer(config)

@@ -32,6 +32,7 @@ def emit_integer_part(
         high=rule.high,
         norm_scale=rule.norm_scale,
     )
+    names.ctx.builder.has_planes |= len(part.codes) > len(part.scale)
     operands = [
         codes,
         norms,

@@ -116,7 +116,7 @@ def _pack_part(layer: HashConv2d | HashLinear, part: Part, kernel: tuple[int, in
 def _pack_integer(layer: IntegerHashConv2d | IntegerHashLinear) -> IntegerPart:
     centre = layer.integer_centre()
     low, high = layer.input_range()
-    outputs = layer.code_weight.shape[0]
+    outputs = len(layer.gain)
     return IntegerPart(
         channels=slice(0, centre.numel()),
         outputs=slice(0, outputs),

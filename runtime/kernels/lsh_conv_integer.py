@@ -5,6 +5,9 @@ For a position p and sixteen outputs in the lanes, over the terms q,
     acc += sum over four bytes of norm[p, q] * popcount(code[p, q] ^ weight[q])
     Y = clip(scale * (k * sum of norms - 2 acc) + bias + residual)
 
+Where a weight's code has several planes of bits, each counts twice as much as the one after it: ``acc`` is doubled
+between planes, and ``k`` stands for the sum of what they count.
+
 A term is four bytes of code, or ``group`` times four that share a norm. Its bytes are a run of memory:
 where taps lie side by side, a run goes on from tile to tile and from tap to tap, so a code of 8 or 16
 bits fills its share of a term and no more. Where a run ends within four bytes, a mask stops it.
@@ -35,7 +38,7 @@ ARGUMENTS = np.dtype(
         ("codes", np.intp),  # uint8[pixels, tiles * B]
         ("norms", np.intp),  # uint8[pixels, tiles * B / group]: each tile's norm, repeated
         ("sums", np.intp),  # int32[pixels], sum of the tiles' norms
-        ("weights", np.intp),  # int32[blocks, terms, group, 16]; a block is sixteen outputs
+        ("weights", np.intp),  # int32[blocks, planes, terms, group, 16]; a block is sixteen outputs
         ("offsets", np.intp),  # intp[terms], bytes of norms from a position's first pixel to a term
         ("masks", np.intp),  # int32[terms], bytes of a term that count; read where group is 1
         ("taps", np.intp),  # intp[kh * kw], pixels from a position's first to a tap's
@@ -48,7 +51,7 @@ ARGUMENTS = np.dtype(
         ("stride", np.intp),  # pixels from a position to the next in its row
         ("image", np.intp),  # bytes of norms of one image
         ("pixel", np.intp),  # bytes of norms of one pixel
-        ("half_length", np.float32),  # k / 2
+        ("half_length", np.float32),  # k / 2, times what all planes count
         *EPILOGUE,
     ],
     align=True,
@@ -57,14 +60,14 @@ _arguments_at = make_record(ARGUMENTS)
 
 
 @cache
-def lsh_conv_integer(group: int) -> int:
-    """Address of the kernel for terms of ``group`` times four bytes."""
+def lsh_conv_integer(group: int, planes: int = 1) -> int:
+    """Address of the kernel for terms of ``group`` times four bytes and so many planes."""
 
     @native
     def lsh_conv_integer_kernel(arguments: int, begin: int, end: int, slot: int) -> None:
         p = _arguments_at(arguments)
         _sum_norms(p, begin, end)
-        _convolve(p, begin, end, group)
+        _convolve(p, begin, end, group, planes)
 
     return lsh_conv_integer_kernel()
 
@@ -101,7 +104,7 @@ def _sum_norms(p: Any, begin: int, end: int) -> None:
 
 
 @inlined
-def _convolve(p: Any, begin: int, end: int, group: int) -> None:
+def _convolve(p: Any, begin: int, end: int, group: int, planes: int) -> None:
     codes, norms, weights = bytes_at(p.codes), bytes_at(p.norms), int32_at(p.weights)
     offsets, masks, starts, halves = intp_at(p.offsets), int32_at(p.masks), intp_at(p.starts), float32_at(p.halves)
     terms, area, outputs, image = p.terms, p.area, p.outputs, p.image
@@ -120,13 +123,16 @@ def _convolve(p: Any, begin: int, end: int, group: int) -> None:
         for first in range(0, outputs, 16):
             a0 = zeros16()
             a1, a2, a3 = a0, a0, a0
-            for q in range(terms):
-                at, mask = offsets[q], masks[q]
-                a0 = _add_term(a0, codes, norms, u0 + at, weights, weight, mask, group)
-                a1 = _add_term(a1, codes, norms, u1 + at, weights, weight, mask, group)
-                a2 = _add_term(a2, codes, norms, u2 + at, weights, weight, mask, group)
-                a3 = _add_term(a3, codes, norms, u3 + at, weights, weight, mask, group)
-                weight += 16 * group
+            for plane in range(planes):
+                if plane:
+                    a0, a1, a2, a3 = add_words(a0, a0), add_words(a1, a1), add_words(a2, a2), add_words(a3, a3)
+                for q in range(terms):
+                    at, mask = offsets[q], masks[q]
+                    a0 = _add_term(a0, codes, norms, u0 + at, weights, weight, mask, group)
+                    a1 = _add_term(a1, codes, norms, u1 + at, weights, weight, mask, group)
+                    a2 = _add_term(a2, codes, norms, u2 + at, weights, weight, mask, group)
+                    a3 = _add_term(a3, codes, norms, u3 + at, weights, weight, mask, group)
+                    weight += 16 * group
             if plain:
                 finish_plain(e, halves, a0, a1, a2, a3, position, i1, i2, i3, first)
             else:

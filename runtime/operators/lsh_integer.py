@@ -176,7 +176,8 @@ def emit_conv(node: Node, builder: PlanBuilder) -> None:
     _, h, w, _ = builder.spec(node.inputs[1]).shape
     halves = builder.scratch((n * oh * ow,), np.float32)
     written, outputs = _outputs(node.outputs[0], builder)
-    constants = conv_fields(weight_codes.shape, k, strides, dilations, (h, w), (oh, ow)) | {"weights": packed.weights}
+    shape, planes = (o, *weight_codes.shape[1:]), len(weight_codes) // o
+    constants = conv_fields(shape, planes, k, strides, dilations, (h, w), (oh, ow)) | {"weights": packed.weights}
     quantised = next((layout for layout in written if isinstance(layout, Quantised)), None)
     clip = node.attributes["clip_min"], node.attributes["clip_max"]
     constants |= pack_epilogue(packed, clip, quantised, written == [quantised], len(inputs) == 4)
@@ -186,15 +187,16 @@ def emit_conv(node: Node, builder: PlanBuilder) -> None:
         values |= {"residual": arrays[3] if len(arrays) == 4 else 0, "out": 0, "quantised": 0, "halves": outs[-1]}
         for layout, array in zip(written, outs, strict=False):
             values["quantised" if isinstance(layout, Quantised) else "out"] = array
-        address = conv_kernel.lsh_conv_integer(grouping.group)
+        address = conv_kernel.lsh_conv_integer(grouping.group, planes)
         call = native_call(address, conv_kernel.ARGUMENTS, values)
-        return Work(call, n * oh * ow, o * constants["terms"] * grouping.group * _NS_PER_DISTANCE)
+        return Work(call, n * oh * ow, o * planes * constants["terms"] * grouping.group * _NS_PER_DISTANCE)
 
     builder.add(node, inputs, [*outputs, halves], bind)
 
 
 def conv_fields(
     shape: Sequence[int],
+    planes: int,
     hash_length: int,
     strides: Sequence[int],
     dilations: Sequence[int],
@@ -204,7 +206,8 @@ def conv_fields(
     """Fields of the correlation's record but for its arrays and its epilogue.
 
     Args:
-        shape: (o, kh, kw, t, B) of the weights' codes.
+        shape: (o, kh, kw, t, B) of a plane of the weights' codes.
+        planes: of bits in a weight's code.
         hash_length: k.
         strides: (y, x), in pixels.
         dilations: alike.
@@ -218,7 +221,8 @@ def conv_fields(
     return {
         "offsets": offsets, "masks": masks, "taps": taps, "starts": starts.reshape(-1),
         "terms": offsets.size, "tap_count": taps.size, "area": oh * ow, "row": ow, "stride": strides[1],
-        "image": h * w * pixel, "pixel": pixel, "outputs": shape[0], "half_length": hash_length / 2,
+        "image": h * w * pixel, "pixel": pixel, "outputs": shape[0],
+        "half_length": hash_length * opset.largest_code(planes) / 2,
     }  # fmt: skip
 
 

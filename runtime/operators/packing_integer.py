@@ -16,6 +16,7 @@ from runtime.kernels.narrowing import ROUND_LIMIT, sign_order
 from runtime.layout import AnyLayout, Interleaved, Layout, Quantised, Repeated
 from runtime.model import Array
 from runtime.operators.packing import LANES, order_features, pad_lanes, round_up
+from runtime.opset import largest_code
 
 FOUR = 4  # bytes of a 32-bit lane
 
@@ -154,10 +155,10 @@ class PackedIntegerCodes:
     """Weight codes as ``lsh_conv_integer`` reads them; a block is sixteen outputs.
 
     Attributes:
-        weights: int32[blocks, terms, group, 16].
+        weights: int32[blocks, planes, terms, group, 16], the greatest plane first.
         scale: float32[o].
         bias: float32[o].
-        largest: bound of the magnitude of a sum of norms times ``k - 2 d``.
+        largest: bound of the magnitude of a sum of norms times ``k - 2 d`` over all planes.
     """
 
     weights: Array
@@ -172,7 +173,7 @@ def pack_integer_codes(
     """Packs weight codes.
 
     Args:
-        weight_codes: uint8[o, kh, kw, t, B].
+        weight_codes: uint8[b * o, kh, kw, t, B], b planes, the least first.
         scale: float32[o].
         bias: float32[o].
         hash_length: k.
@@ -181,15 +182,18 @@ def pack_integer_codes(
     Returns:
         The packed codes, with the terms of ``find_terms``.
     """
-    o, kh, kw, tiles, code = weight_codes.shape
+    rows, kh, kw, tiles, code = weight_codes.shape
+    o = len(scale)
+    planes = rows // o
     grouping = grouping_of(code, tiles)
     runs, group = _runs(weight_codes.shape[1:], dilation), grouping.group
     size = round_up(weight_codes[0].size // runs, FOUR * group)
-    padded = np.zeros((round_up(o, LANES), runs, size), np.uint8)
-    padded[:o, :, : weight_codes[0].size // runs] = from_plain(weight_codes, grouping.codes).reshape(o, runs, -1)
-    lanes = padded.view(np.int32).reshape(-1, LANES, runs * size // (FOUR * group), group)
-    weights = np.ascontiguousarray(lanes.transpose(0, 2, 3, 1)).reshape(-1)
-    return PackedIntegerCodes(weights, scale, bias, float(255 * hash_length * kh * kw * tiles))
+    padded = np.zeros((planes, round_up(o, LANES), runs, size), np.uint8)
+    in_order = from_plain(weight_codes, grouping.codes).reshape(planes, o, runs, -1)[::-1]
+    padded[:, :o, :, : weight_codes[0].size // runs] = in_order
+    lanes = padded.view(np.int32).reshape(planes, -1, LANES, runs * size // (FOUR * group), group)
+    weights = np.ascontiguousarray(lanes.transpose(1, 0, 3, 4, 2)).reshape(-1)
+    return PackedIntegerCodes(weights, scale, bias, float(255 * hash_length * kh * kw * tiles * largest_code(planes)))
 
 
 def pack_epilogue(

@@ -135,8 +135,9 @@ def test_hashed_positions_are_the_distinct_pixels_that_are_met(pads, strides):
         {"arithmetic": "integer", "hash_length": 31, "input_tile_size": 5},
         {"arithmetic": "integer", "hash_length": 31, "input_tile_size": 5, "projection_bits": 4},
         {"arithmetic": "integer", "projection_bits": 6},
+        {"arithmetic": "integer", "code_bits": 3},
     ],
-    ids=["plain", "uncentred", "parts", "odd", "integer", "odd integer", "4 bits", "6 bits"],
+    ids=["plain", "uncentred", "parts", "odd", "integer", "odd integer", "4 bits", "6 bits", "codes of 3 bits"],
 )
 def test_an_artifact_and_its_network_agree(tiling, settings):
     torch.manual_seed(0)
@@ -166,8 +167,13 @@ def test_groups_read_their_own_channels():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"arithmetic": "float"}, {"arithmetic": "integer"}, {"arithmetic": "integer", "projection_bits": 4}],
-    ids=["float", "integer", "4 bits"],
+    [
+        {"arithmetic": "float"},
+        {"arithmetic": "integer"},
+        {"arithmetic": "integer", "projection_bits": 4},
+        {"arithmetic": "integer", "code_bits": 2},
+    ],
+    ids=["float", "integer", "4 bits", "codes of 2 bits"],
 )
 def test_weight_bytes_are_those_of_the_file(tmp_path, settings):
     torch.manual_seed(0)

@@ -66,6 +66,7 @@ def one_node_model(
     feeds: Mapping[str, np.ndarray],
     arrays: Mapping[str, np.ndarray],
     attributes: Mapping[str, Any],
+    planes: bool = False,
 ) -> ModelProto:
     """A model of one node of the domain and its function, checked."""
 
@@ -80,7 +81,9 @@ def one_node_model(
         [numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )
     imports = [helper.make_opsetid("", opset.ONNX_OPSET), helper.make_opsetid(opset.DOMAIN, opset.DOMAIN_VERSION)]
-    model = helper.make_model(graph, functions=[function_proto(operator)], opset_imports=imports, ir_version=10)
+    model = helper.make_model(
+        graph, functions=[function_proto(operator, planes=planes)], opset_imports=imports, ir_version=10
+    )
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -109,6 +112,7 @@ def check_conv(
     norms: np.ndarray,
     run: Callable[..., list[np.ndarray]],
     residual: np.ndarray | None = None,
+    planes: bool = False,
 ) -> None:
     """Compares the body of ``LshConvInteger``, or of ``LshConvAddInteger``."""
     arrays = {name: getattr(layer, name) for name in OPERANDS}
@@ -116,7 +120,7 @@ def check_conv(
     feeds = {"codes": codes, "norms": norms} | ({} if residual is None else {"residual": residual})
     names = ["codes", "norms", *OPERANDS, *(["residual"] if residual is not None else [])]
     operator = opset.LSH_CONV_INTEGER if residual is None else opset.LSH_CONV_ADD_INTEGER
-    (found,) = run(one_node_model(operator, names, {"Y": y}, feeds, arrays, layer.dot), feeds)
+    (found,) = run(one_node_model(operator, names, {"Y": y}, feeds, arrays, layer.dot, planes), feeds)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, y)
 
@@ -227,3 +231,17 @@ def test_weights_are_folded_at_load(tmp_path) -> None:  # type: ignore[no-untype
     conv = next(node for node in folded.graph.node if node.op_type == "Conv")
     stored = {tensor.name: tuple(tensor.dims) for tensor in folded.graph.initializer}
     assert stored[conv.input[1]] == (5, 3 * 12, 3, 3)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("planes", [1, 2, 3, 4])
+@pytest.mark.parametrize("shape", ["pixel_one_tile", "patch_tiles_cut_channels"])
+def test_codes_of_several_planes(shape: str, planes: int, name: str) -> None:
+    rng = np.random.default_rng(planes)
+    layer = make_integer_layer(rng, replace(SHAPES[shape], hash_length=20), planes=planes)
+    codes, norms = check_encode(
+        layer, rng.standard_normal((2, SHAPES[shape].channels, 5, 4)).astype("f4"), program(name)
+    )
+    check_conv(layer, codes, norms, program(name), planes=True)
+    y = lsh_conv_integer(codes, norms, *(getattr(layer, operand) for operand in OPERANDS), **layer.dot)
+    check_conv(layer, codes, norms, program(name), rng.standard_normal(y.shape).astype(np.float32), planes=True)

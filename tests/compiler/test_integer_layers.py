@@ -207,3 +207,27 @@ def test_a_layer_called_twice_is_stored_once() -> None:
     assert sorted(tensor.name for tensor in proto.graph.initializer) == sorted(
         ["0/projection", "0/centre", "0/weight_codes", "0/scale", "0/bias"]
     )
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("tiling", ["pixel", "patch"])
+def test_codes_of_several_bits_give_the_same_numbers_everywhere(bits: int, tiling: str) -> None:
+    spec = {**INTEGER, "tiling": tiling, "input_tile_size": 5, "hash_length": 31, "code_bits": bits}
+    model = integer(nn.Sequential(nn.Conv2d(7, 6, 3, padding=1)), spec, (7, 6, 5))
+    assert len(model[0].code_values().unique()) == 2**bits
+    x = torch.randn(2, 7, 6, 5)
+    proto = check_single(model, x)
+    compare(model, proto, x)
+    assert {entry.domain: entry.version for entry in proto.opset_import} == {"": 21, "io.bitbybit": 4}
+    (codes,) = (tensor for tensor in proto.graph.initializer if tensor.name == "0/weight_codes")
+    assert codes.dims[0] == bits * 6
+    props = {entry.key: entry.value for entry in proto.metadata_props}
+    assert f'"code_bits":{bits}' in props[opset.META_HASH_CONFIG]
+
+
+def test_a_network_of_several_bits_is_fused_like_any_other() -> None:
+    model = integer(Block(), {**INTEGER, "code_bits": 2}, (6, 5, 5))
+    proto = compile_model(model, (6, 5, 5)).model_proto
+    operators = [node.op_type for node in proto.graph.node if node.domain == opset.DOMAIN]
+    assert operators == ["LshEncodeInteger", "LshConvInteger", "LshEncodeInteger", "LshConvAddInteger"]
+    compare(model, proto, torch.randn(3, 6, 5, 5))

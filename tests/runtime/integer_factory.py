@@ -65,6 +65,7 @@ def make_integer_layer(
     exponent: int = 5,
     signed: bool = True,
     norm_scale: float = 0.25,
+    planes: int = 1,
 ) -> IntegerLayer:
     """Random operands over the whole range of each, except where a layer is too long to stay exact."""
     taps = shape.kernel if shape.pixel else (1, 1)
@@ -97,19 +98,20 @@ def make_integer_layer(
         dot,
         rng.integers(-levels, levels + 1, (shape.hash_length, features)).astype(np.int8),
         rng.integers(low, high + 1, shape.channels).astype(np.int16),
-        pack(rng.random((shape.outputs, *taps, tiles, shape.hash_length)) < 0.5),
+        pack(rng.random((planes * shape.outputs, *taps, tiles, shape.hash_length)) < 0.5),
         rng.standard_normal(shape.outputs).astype(np.float32) / np.float32(1000),
         rng.standard_normal(shape.outputs).astype(np.float32),
     )
 
 
-def tiny_integer_artifact(seed: int = 0, **shape: Any) -> ModelProto:
+def tiny_integer_artifact(seed: int = 0, planes: int = 1, **shape: Any) -> ModelProto:
     """One integer layer, a mean over the image, and a flatten: [n, c, 6, 5] to [n, o]."""
     layer_shape = LayerShape(**shape)
-    layer = make_integer_layer(np.random.default_rng(seed), layer_shape)
+    layer = make_integer_layer(np.random.default_rng(seed), layer_shape, planes=planes)
     nodes = [
         *layer.nodes("conv1", "input"),
         helper.make_node("GlobalAveragePool", ["conv1/output"], ["pooled"], name="pool"),
         helper.make_node("Flatten", ["pooled"], ["logits"], name="flatten"),
     ]
-    return make_artifact(nodes, layer.initializers("conv1"), ["n", layer_shape.channels, 6, 5])
+    shape_of_input = ["n", layer_shape.channels, 6, 5]
+    return make_artifact(nodes, layer.initializers("conv1"), shape_of_input, planes=planes > 1)

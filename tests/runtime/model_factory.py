@@ -80,8 +80,10 @@ def make_artifact(
     input_shape: Sequence[int | str],
     outputs: Sequence[str] = ("logits",),
     props: Mapping[str, str] | None = None,
+    *,
+    planes: bool = False,
 ) -> ModelProto:
-    """An artifact of given nodes with input ``input`` of float32."""
+    """An artifact of given nodes with input ``input`` of float32; ``planes``: weights' codes may have several."""
     graph = helper.make_graph(
         list(nodes),
         "net",
@@ -89,8 +91,9 @@ def make_artifact(
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "classes"]) for name in outputs],
         [numpy_helper.from_array(np.asarray(array), name) for name, array in initializers.items()],
     )
-    version = opset.version_needed(node.op_type for node in nodes if node.domain == opset.DOMAIN)
-    imports = [STANDARD, helper.make_opsetid(opset.DOMAIN, version)]
+    operators = [node.op_type for node in nodes if node.domain == opset.DOMAIN]
+    version = opset.version_needed(operators, planes=planes)
+    imports = [helper.make_opsetid("", opset.ONNX_OPSETS[version]), helper.make_opsetid(opset.DOMAIN, version)]
     model = helper.make_model(graph, opset_imports=imports, ir_version=opset.IR_VERSION, functions=functions())
     helper.set_model_props(model, dict(metadata(format_version=str(version)) if props is None else props))
     return model

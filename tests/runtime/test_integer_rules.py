@@ -165,7 +165,7 @@ def test_refuses_an_operand_of_another_type(name: str) -> None:
         ("weight_codes", lambda a: a[..., :1], "weight_codes of 2 bytes"),
         ("weight_codes", lambda a: np.concatenate([a, a], 3), "weight_codes of 1 tiles"),
         ("weight_codes", lambda a: a | 0x80, "weight_codes with clear tail bits"),
-        ("scale", lambda a: a[:-1], "scale of 5 entries"),
+        ("scale", lambda a: a[:-1], "weight_codes of 1 to 4 planes of 4 outputs"),
         ("scale", lambda a: a[:, None], "scale of float32 and rank 1"),
         ("scale", lambda a: a * np.nan, "scale finite"),
         ("bias", lambda a: a[:-1], "bias of 5 entries"),
@@ -190,7 +190,10 @@ def test_refuses_sums_that_may_be_inexact() -> None:
     shape = {"channels": 1, "outputs": 1, "pads": (4, 4, 4, 4)}
     load_model(tiny_integer_artifact(kernel=(2, 2), hash_length=16448, tile_size=1, **shape).SerializeToString())
     model = tiny_integer_artifact(kernel=(2, 4), hash_length=8225, tile_size=1, **shape)
-    assert "255 * hash_length * taps * tiles below 16777216, so that sums are exact, got 16779000" in refusal(model)
+    assert (
+        "255 * hash_length * taps * tiles * (2**planes - 1) below 16777216, so that sums are exact, got 16779000"
+        in refusal(model)
+    )
     model = tiny_integer_artifact(kernel=(2, 2), hash_length=8225, tile_size=1, **{**shape, "channels": 2})
     assert "so that sums are exact, got 16779000" in refusal(model)
 

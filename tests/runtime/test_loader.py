@@ -59,8 +59,8 @@ def test_refuses_a_file_that_does_not_import_the_domain() -> None:
 
 
 def test_refuses_a_newer_format() -> None:
-    with pytest.raises(ArtifactVersionError, match="expected at most 3, got 4"):
-        load_model(tiny_artifact(props=metadata(format_version="4")).SerializeToString())
+    with pytest.raises(ArtifactVersionError, match="expected at most 4, got 5"):
+        load_model(tiny_artifact(props=metadata(format_version="5")).SerializeToString())
 
 
 @pytest.mark.parametrize("key", opset.METADATA_KEYS)
