@@ -53,6 +53,8 @@ def row_of(artifact: Path) -> dict[str, Any]:
     tile = f"tiles of {spec.input_tile_size}" if spec.input_tile_size else "one tile"
     kernel = "learned P" if spec.hash_kernel_type == "learned_projection" else "random P"
     kernel += f" of {spec.projection_bits} bits" if spec.projection_bits != 8 else ""
+    arithmetic = f"{spec.arithmetic} arithmetic"
+    arithmetic += f", codes of {spec.code_bits} bits" if spec.code_bits != 1 else ""
     bits = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
     operations, costs = count_operations(checkpoint.model), model_costs(checkpoint.model, INPUT_SHAPE)
     reference, accuracy = checkpoint.card["float_test_accuracy"], parity["torch_accuracy"]
@@ -60,7 +62,7 @@ def row_of(artifact: Path) -> dict[str, Any]:
     return {
         "file": artifact.name,
         "dataset": checkpoint.dataset,
-        "network": f"{checkpoint.name}, {spec.tiling}, {tile}, k = {bits}, {kernel}, {spec.arithmetic} arithmetic",
+        "network": f"{checkpoint.name}, {spec.tiling}, {tile}, k = {bits}, {kernel}, {arithmetic}",
         "trained": bool(checkpoint.card.get("options")),
         "float_accuracy": reference,
         "accuracy": accuracy,

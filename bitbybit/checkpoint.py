@@ -174,7 +174,8 @@ def guess_hash_config(model: nn.Module, state: dict[str, Tensor]) -> HashConfig:
     Pixel tiling shows in projections that cover the channels alone; a layer of one tap, which is the
     same under both tilings, is given that of the others.  Where outputs are cut in
     several tiles, the size is the smallest power of two, else the smallest, that gives their number.
-    ``projection_bits`` leave no trace in the tensors and are taken to be 8: keep the card of a network with fewer.
+    ``projection_bits`` and ``code_bits`` leave no trace in the tensors and are taken to be 8 and 1: keep the card of a
+    network with others.
     """
     grids: dict[str, dict[tuple[int, int], tuple[str, Tensor]]] = {}
     for key, value in state.items():

@@ -122,9 +122,9 @@ def _encode(node: Node, layer: str, model: Model, values: Values) -> StepWork:
 
 
 def _dot(node: Node, layer: str, model: Model, values: Values) -> StepWork:
-    o, kh, kw, tiles, code = model.initializers[node.inputs[2]].shape
+    rows, kh, kw, tiles, code = model.initializers[node.inputs[2]].shape  # outputs, in every plane of bits
     n, _, oh, ow = values.specs[node.outputs[0]].shape
-    terms = n * oh * ow * o * kh * kw * tiles
+    terms = n * oh * ow * rows * kh * kw * tiles
     integer = node.op_type in ("LshConvInteger", "LshConvAddInteger")
     data = [name for name in node.inputs if name not in model.initializers]
     return StepWork(
