@@ -102,6 +102,15 @@ def load_checkpoint(
     return Checkpoint(model.eval(), name, dataset, hash_config_of(model) if config else {}, path, digest, card)
 
 
+def recorded_hash_config(path: str | Path) -> HashConfig | None:
+    """The hash configuration that a checkpoint's card, or its run's options, name; None where neither is there.
+
+    Raises:
+        CheckpointError: what is there is damaged.
+    """
+    return _find(Path(path))[1].get("hash_config")
+
+
 def _find(path: Path) -> tuple[Path, dict[str, Any]]:
     """The state dict's file, and what the card or the run's folder says of it."""
     folder = RunFolder(path if path.is_dir() else path.parent)

@@ -57,6 +57,12 @@ def test_a_network_with_codes_of_2_bits_keeps_them_from_conversion_to_artifact(c
     assert outcome.code == 0, outcome
     assert {layer.spec.code_bits for layer in hash_layers(load_checkpoint(tuned).model).values()} == {2}
     assert cli("compile", tuned, "--samples", 16).code == 0  # verifies
+    for start in (converted, tmp_path / "tuning" / "model.pth"):
+        other = cli(
+            "train", "digits_tiny", *hashing[:-1], 1, *options[:3], start, *options[4:], "-o", tmp_path / "other"
+        )
+        refused(other, start, "expected codes of 1 bits, got 2; convert the float network with these code_bits")
+        assert not (tmp_path / "other" / "model.pth").exists()
 
 
 def test_a_network_with_projections_of_4_bits_keeps_them_from_conversion_to_artifact(cli, small_data, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from bitbybit.errors import ConfigError
+from bitbybit.errors import CheckpointError, ConfigError
 from bitbybit.training.options import TrainOptions
 from bitbybit.utils.data import (
     DeviceLoader,
@@ -160,10 +160,33 @@ def start_hashed(model: nn.Module, teacher: nn.Module, options: TrainOptions, ca
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.start:
         load_checked(model, load_state_dict_file(options.start), options.start)
+        _check_code_bits(model, options.start)
     elif any(isinstance(layer, IntegerHashConv2d | IntegerHashLinear) for layer in hash_layers(model).values()):
         fit_layers(model, teacher, calibration, projection_steps=options.projection_steps, seed=options.seed)
     else:
         calibrate(model, calibration)
+
+
+def _check_code_bits(model: nn.Module, start: str) -> None:
+    """Refuses latent codes that were made for another number of bits: the tensors do not show it.
+
+    Raises:
+        CheckpointError: the card beside the file, or its run's options, name other ``code_bits``.
+    """
+    from bitbybit.checkpoint import recorded_hash_config
+    from bitbybit.patching import hash_layers
+
+    config = recorded_hash_config(start)
+    if config is None:
+        return
+    found = {entry.get("code_bits", 1) for entry in config.values() if entry.get("hash_kernel_type") != "none"}
+    wanted = {layer.spec.code_bits for layer in hash_layers(model).values()}
+    if not wanted <= found:
+        expected, got = (", ".join(map(str, sorted(bits))) for bits in (wanted, found))
+        raise CheckpointError(
+            f"{start}: expected codes of {expected} bits, got {got}; convert the float network with these code_bits, "
+            "or leave --start out"
+        )
 
 
 @torch.no_grad()
