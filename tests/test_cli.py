@@ -144,8 +144,8 @@ def shapes_that_do_not_fit(artifact):
         (replace_by_text, ("expected an ONNX model, got", "copied whole")),
         (wrong_codes, ("conv2", "expected weight_codes of 3 bytes")),
         (unknown_operator, ("expected", "got LshPool")),
-        (newer_format, ("expected at most 3, got 4", "install a newer runtime")),
-        (newer_domain, ("expected domain io.bitbybit version 3, got 4", "install a newer runtime")),
+        (newer_format, ("expected at most 4, got 5", "install a newer runtime")),
+        (newer_domain, ("expected domain io.bitbybit version 4, got 5", "install a newer runtime")),
     ],
 )
 def test_every_command_refuses_a_bad_artifact_by_its_path(cli, tiny_folder, tmp_path, spoil, parts):
