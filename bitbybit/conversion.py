@@ -23,7 +23,7 @@ from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
 from bitbybit.integer_base import NORM_LIMIT, SIGNED, UNSIGNED
 from bitbybit.patching import HashConfig, hash_layers, patch_model
 from bitbybit.projection_fit import STEPS, fit_projections, images_fitted
-from bitbybit.sign_features import LATENT_MEAN, code_step, code_values
+from bitbybit.sign_features import LATENT_MEAN, code_planes, code_step, code_values
 
 IntegerLayer = IntegerHashConv2d | IntegerHashLinear
 MOST_FEATURES = 9216  # whose products of all pairs are taken: 340 MB
@@ -283,8 +283,7 @@ def _search(phi: Tensor, wanted: Tensor, gram: Tensor | None, codes: Tensor, bit
     A code of several bits is searched for as the signs of as many features, each twice as large as the one before it.
     """
     counts = [2**plane for plane in range(bits)]
-    numbers = ((codes + (2**bits - 1)) / 2).to(torch.uint8)
-    signs = torch.cat([(numbers >> plane & 1).float() * 2 - 1 for plane in range(bits)])
+    signs = code_planes(codes, bits).flatten(0, 1).float() * 2 - 1
     if gram is None:
         scale = search_wide_codes(torch.cat([phi * count for count in counts], 1), wanted, signs)
     else:

@@ -20,6 +20,7 @@ from bitbybit.sign_features import (
     SIGN_SLOPE,
     CodeLatent,
     Round,
+    code_planes,
     code_values,
     gpu_kernels,
     integer_cpu,
@@ -75,8 +76,7 @@ class IntegerHashLayer(nn.Module):
                 "choose smaller tiles"
             )
         self.tile_size, self.tiles = tile, math.ceil(self.features / tile)
-        largest = NORM_LIMIT * spec.hash_length * self.tiles * math.prod(kernel) * (2**spec.code_bits - 1)
-        if largest >= EXACT_LIMIT:
+        if NORM_LIMIT * spec.hash_length * self.tiles * math.prod(kernel) * (2**spec.code_bits - 1) >= EXACT_LIMIT:
             raise ConfigError(
                 f"hash_length {spec.hash_length} over {self.tiles} tiles and {math.prod(kernel)} taps: sums may pass "
                 f"2**24, where they are no longer exact; choose larger tiles or fewer bits"
@@ -172,14 +172,9 @@ class IntegerHashLayer(nn.Module):
 
     @torch.no_grad()
     def weight_bits(self) -> Tensor:
-        """The weights' codes in planes, the least first: bool[code_bits * o, kh, kw, t, k].
-
-        ``code_values`` are the sum over planes p of ``2 ** p`` where a bit is 1, and ``-2 ** p`` where it is 0.
-        """
-        bits, (o, _, kh, kw) = self.spec.code_bits, self.code_weight.shape
-        numbers = ((self.code_values() + (2**bits - 1)) / 2).to(torch.uint8)
-        planes = torch.stack([(numbers >> plane & 1).bool() for plane in range(bits)])
-        return planes.view(bits * o, self.tiles, -1, kh, kw).permute(0, 3, 4, 1, 2)
+        """The weights' codes in ``code_planes``, the least first: bool[code_bits * o, kh, kw, t, k]."""
+        planes = code_planes(self.code_values(), self.spec.code_bits).flatten(0, 1)
+        return planes.unflatten(1, (self.tiles, -1)).permute(0, 3, 4, 1, 2)
 
     def quantise(self, x: Tensor) -> Tensor:
         """``clamp(round(x 2^e))``: whole numbers as float32, in the shape of x."""

@@ -60,6 +60,15 @@ def code_values(latent: Tensor, bits: int) -> Tensor:
     return 2 * torch.floor(latent / code_step(bits)).clamp_(-half, half - 1) + 1
 
 
+def code_planes(values: Tensor, bits: int) -> Tensor:
+    """Planes of bits, the least first, of ``code_values``: bool[bits, ...].
+
+    A value is the sum over planes p of ``2 ** p`` where a bit is 1, and ``-2 ** p`` where it is 0.
+    """
+    numbers = ((values + (2**bits - 1)) / 2).to(torch.uint8)
+    return torch.stack([(numbers >> plane & 1).bool() for plane in range(bits)])
+
+
 class CodeLatent(Function):
     """``code_values`` of latent values; the gradient passes where ``|latent| <= 1``, as if a code were its latent."""
 

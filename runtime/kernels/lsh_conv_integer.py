@@ -60,7 +60,7 @@ _arguments_at = make_record(ARGUMENTS)
 
 
 @cache
-def lsh_conv_integer(group: int, planes: int = 1) -> int:
+def lsh_conv_integer(group: int, planes: int) -> int:
     """Address of the kernel for terms of ``group`` times four bytes and so many planes."""
 
     @native

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,20 @@ def make_integer_layer(
         pack(rng.random((planes * shape.outputs, *taps, tiles, shape.hash_length)) < 0.5),
         rng.standard_normal(shape.outputs).astype(np.float32) / np.float32(1000),
         rng.standard_normal(shape.outputs).astype(np.float32),
+    )
+
+
+def at_one_end(layer: IntegerLayer, bits: int) -> IntegerLayer:
+    """The layer with sums as large as they can be for images far above its centre: ``bits`` are every byte's."""
+    return replace(
+        layer,
+        encode=layer.encode | {"norm_scale": float(np.float32(1e30))},  # every norm is 255
+        projection=np.ones_like(layer.projection),
+        centre=np.full_like(layer.centre, -1),
+        weight_codes=np.full_like(layer.weight_codes, bits),
+        scale=np.ones_like(layer.scale),
+        bias=np.zeros_like(layer.bias),
+        dot=layer.dot | {"clip_min": -3e38, "clip_max": 3e38},
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from integer_factory import IntegerLayer, make_integer_layer
+from integer_factory import IntegerLayer, at_one_end, make_integer_layer
 from model_factory import LayerShape, make_artifact
 
 from runtime import InferenceSession, SessionOptions
@@ -129,16 +129,7 @@ def test_windows_are_gathered_over_rows_of_every_length(
 @pytest.mark.parametrize("hash_length", [8, 16, 32, 64, 128, 256, 512])
 def test_sums_reach_both_ends_of_their_range(rng: np.random.Generator, hash_length: int, bits: int) -> None:
     shape = LayerShape(channels=64, outputs=17, tile_size=16, hash_length=hash_length, kernel=(3, 1))
-    layer = make_integer_layer(rng, shape, signed=False, norm_scale=1e30)  # every norm is 255
-    layer = replace(
-        layer,
-        projection=np.ones_like(layer.projection),
-        centre=np.full_like(layer.centre, -1),
-        weight_codes=np.full_like(layer.weight_codes, bits),
-        scale=np.ones_like(layer.scale),
-        bias=np.zeros_like(layer.bias),
-        dot=layer.dot | {"clip_min": -3e38, "clip_max": 3e38},
-    )
+    layer = at_one_end(make_integer_layer(rng, shape, signed=False), bits)
     images = np.full((1, 64, 4, 5), 1e9, np.float32)
     check_layer(layer, images)
     output = run_layer(layer, images)[2]

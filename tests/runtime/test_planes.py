@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from breaking import refusal
-from integer_factory import IntegerLayer, make_integer_layer, tiny_integer_artifact
+from integer_factory import IntegerLayer, at_one_end, make_integer_layer, tiny_integer_artifact
 from model_factory import LayerShape, make_artifact, metadata
 from onnx import helper
 from test_lsh_integer_kernels import SHAPES, images_for
@@ -69,16 +69,8 @@ def test_an_answer_is_the_sum_of_what_its_planes_answer(rng: np.random.Generator
 @pytest.mark.parametrize("bits", [0x00, 0xFF])
 @pytest.mark.parametrize("planes", [2, 3, 4])
 def test_sums_reach_both_ends_of_their_range(rng: np.random.Generator, planes: int, bits: int) -> None:
-    shape = LayerShape(channels=64, outputs=17, tile_size=16, hash_length=64, kernel=(3, 1), clip=(-3e38, 3e38))
-    layer = make_integer_layer(rng, shape, signed=False, norm_scale=1e30, planes=planes)  # every norm is 255
-    layer = replace(
-        layer,
-        projection=np.ones_like(layer.projection),
-        centre=np.full_like(layer.centre, -1),
-        weight_codes=np.full_like(layer.weight_codes, bits),
-        scale=np.ones_like(layer.scale),
-        bias=np.zeros_like(layer.bias),
-    )
+    shape = LayerShape(channels=64, outputs=17, tile_size=16, hash_length=64, kernel=(3, 1))
+    layer = at_one_end(make_integer_layer(rng, shape, signed=False, planes=planes), bits)
     output = check_layer(layer, np.full((1, 64, 4, 5), 1e9, np.float32))
     assert np.abs(output).max() == 255 * 64 * 3 * 4 * (2**planes - 1)
 
