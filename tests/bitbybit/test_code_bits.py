@@ -8,6 +8,8 @@ from torch import nn
 import bitbybit as bb
 from bitbybit.answers import packed_answers
 from bitbybit.conversion import convert, fit_codes
+from bitbybit.costs import dot_cost
+from bitbybit.errors import ConfigError
 from bitbybit.integer_reference import reference_forward
 from bitbybit.sign_features import CodeLatent, code_step, code_values
 
@@ -126,3 +128,26 @@ def test_latents_of_fitted_codes_lie_within_reach_of_a_gradient(bits):
     for layer in bb.patching.hash_layers(hashed).values():
         assert layer.code_weight.abs().max() <= 1
         assert len(layer.code_values().unique()) == 2**bits
+
+
+def test_every_bit_of_a_code_is_looked_up():
+    layer = {"arithmetic": "integer", "hash_length": 20, "features": 32, "tiles": 2, "outputs": 5, "taps": 9}
+    one, three = (dot_cost("x", **layer, positions=12, code_bits=bits) for bits in (1, 3))
+    assert one.lookups == one.integer_macs == 12 * 5 * 9 * 2
+    for count in ("lookups", "lookup_bits", "integer_macs", "code_bytes"):
+        assert getattr(three, count) == 3 * getattr(one, count), count
+    assert three.weight_bytes - three.code_bytes == one.weight_bytes - one.code_bytes
+    for count in ("float_macs", "traffic_bytes", "dense_macs", "dense_weights", "outputs"):
+        assert getattr(three, count) == getattr(one, count), count
+
+
+def test_sums_of_several_bits_beyond_float32_are_refused():
+    settings = {
+        "channels": 16,
+        "kernel": 1,
+        "input_tile_size": 16,
+        "hash_length": 16448,
+    }  # times 255 and 3 below 2 ** 24, times 7 above
+    conv_layer(**settings, code_bits=2)
+    with pytest.raises(ConfigError, match="hash_length 16448 over 1 tiles and 1 taps: sums may pass"):
+        conv_layer(**settings, code_bits=3)
