@@ -69,6 +69,16 @@ def code_planes(values: Tensor, bits: int) -> Tensor:
     return torch.stack([(numbers >> plane & 1).bool() for plane in range(bits)])
 
 
+def widened_latent(latent: Tensor, bits: int) -> Tensor:
+    """Latent values of ``bits`` bits whose codes are the signs of those given, of 1 bit.
+
+    They lie within a step of zero, those of decided signs farther out, and none so near to either end that a first
+    step of training at a low rate changes its code: many changed at once would cost more than each is worth.
+    """
+    inside = code_step(bits) * (0.3 + 0.6 * latent.abs().clamp_max(1))
+    return torch.where(latent >= 0, inside, -inside)
+
+
 class CodeLatent(Function):
     """``code_values`` of latent values; the gradient passes where ``|latent| <= 1``, as if a code were its latent."""
 

@@ -61,8 +61,44 @@ def test_a_network_with_codes_of_2_bits_keeps_them_from_conversion_to_artifact(c
         other = cli(
             "train", "digits_tiny", *hashing[:-1], 1, *options[:3], start, *options[4:], "-o", tmp_path / "other"
         )
-        refused(other, start, "expected codes of 1 bits, got 2; convert the float network with these code_bits")
+        refused(other, start, "expected codes of 1 bits, got 2; only codes of 1 bit can be given more")
         assert not (tmp_path / "other" / "model.pth").exists()
+
+
+def test_a_network_of_1_bit_goes_on_with_2_and_answers_as_before(cli, small_data, tmp_path):
+    assert cli(*FLOAT, "-o", tmp_path / "run").code == 0
+    weights, start, wide = tmp_path / "run" / "model.pth", tmp_path / "net.pth", tmp_path / "wide.pth"
+    hashing = ("-k", 16, "--tile", 8, "--weights", weights)
+    fitting = ("--projection-steps", 0, "--images", 16, "--no-evaluate")
+    assert cli("convert", "digits_tiny", *hashing, *fitting, "-o", start).code == 0
+    still = ("--epochs", 1, "--holdout", 10, "--lr", 0, "--lr-codes", 0)
+    outcome = cli(
+        "train", "digits_tiny", *hashing, "--code-bits", 2, "--start", start, *still, "--export", wide, "-o",
+        tmp_path / "tuning",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome
+    before, after = (load_checkpoint(path).model for path in (start, wide))
+    for one, other in zip(hash_layers(before).values(), hash_layers(after).values(), strict=True):
+        assert (one.spec.code_bits, other.spec.code_bits) == (1, 2)
+        assert torch.equal(one.code_values(), other.code_values())
+        assert not torch.equal(one.code_weight, other.code_weight)
+    images = torch.randn(5, 3, 8, 8)
+    assert torch.equal(before(images), after(images))
+    assert cli("compile", wide, "--samples", 16).code == 0
+
+
+def test_teachers_answers_are_kept_where_they_are_told(cli, small_data, tmp_path):
+    assert cli(*FLOAT, "-o", tmp_path / "run").code == 0
+    options = ("--weights", tmp_path / "run" / "model.pth", "-k", 16, "--tile", 8, "--projection-steps", 0)
+    options += ("--distill", 0.7, "--epochs", 3, "--holdout", 10, "--repeat-epochs", 2)
+    outcome = cli("train", "digits_tiny", *options, "--answers-dir", tmp_path / "kept", "-o", tmp_path / "tuning")
+    assert outcome.code == 0, outcome
+    assert len(files_below(tmp_path / "kept")) == 2
+    refused(
+        cli("train", "digits_tiny", *options, "--hints", 0.5, "-o", tmp_path / "other"),
+        "repeat_epochs: expected hints 0, got 0.5",
+    )
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_network_with_projections_of_4_bits_keeps_them_from_conversion_to_artifact(cli, small_data, tmp_path):

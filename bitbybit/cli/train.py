@@ -63,6 +63,13 @@ def train(
         help="State dict of another float network, whose soft targets are averaged with the float network's; "
         "of another backbone as NAME=PATH. Can be given several times.",
     ),
+    repeat_epochs: int = typer.Option(
+        0,
+        min=0,
+        help="Epochs after which batches come again, crops and all, and the float networks are not asked any more: "
+        "their answers are kept in files. 0: never.",
+    ),
+    answers_dir: str = typer.Option("", help="Folder of these files, which runs may share. [default: the run's]"),
     holdout: int = typer.Option(5000, help="Training images held out to choose the epoch; 0: none."),
     calibration: int = typer.Option(1024, help="Images for centres and batch-norm statistics."),
     projection_steps: int = typer.Option(150, min=0, help="Steps of fitting each layer's learned projections first."),
@@ -117,6 +124,8 @@ def train(
         hints=hints,
         temperature=temperature,
         teachers=tuple(teacher),
+        repeat_epochs=repeat_epochs,
+        answers_dir=answers_dir,
         holdout=holdout,
         calibration=calibration,
         projection_steps=projection_steps,
@@ -186,7 +195,7 @@ def card_of(summary: dict[str, Any]) -> dict[str, Any]:
     """The part of a run's summary that travels with its checkpoint."""
     keys = ("model", "dataset", "epoch", "val_accuracy", "test_accuracy", "float_test_accuracy", "options")
     card = {key: summary[key] for key in keys if key in summary}
-    local = ("data_dir", "hash_config", "weights", "start", "teachers")
+    local = ("data_dir", "hash_config", "weights", "start", "teachers", "answers_dir")
     card["options"] = {k: v for k, v in summary["options"].items() if k not in local}
     return card
 

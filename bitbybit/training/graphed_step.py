@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-Compute = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # images, labels -> loss, logits; runs backward
+Compute = Callable[..., tuple[Tensor, Tensor]]  # images, labels and what else there is -> loss, logits; runs backward
 WARM_UP = 3  # steps before a capture, in which libraries choose their algorithms
 
 
@@ -17,8 +17,7 @@ class _Graph:
     """A captured step and the tensors that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
-    images: Tensor
-    labels: Tensor
+    inputs: tuple[Tensor, ...]
     loss: Tensor
     logits: Tensor
     gradients: list[Tensor | None]
@@ -39,27 +38,28 @@ class GraphedStep:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._graphs: dict[int, _Graph] = {}
 
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and logits of a batch, which the next step overwrites; parameters have its gradients."""
-        if len(labels) not in self._graphs:
-            self._graphs[len(labels)] = self._capture(images, labels)
-        found = self._graphs[len(labels)]
-        found.images.copy_(images)
-        found.labels.copy_(labels)
+        size = len(inputs[0])
+        if size not in self._graphs:
+            self._graphs[size] = self._capture(*inputs)
+        found = self._graphs[size]
+        for kept, given in zip(found.inputs, inputs, strict=True):
+            kept.copy_(given)
         found.graph.replay()
         for parameter, gradient in zip(self._parameters, found.gradients, strict=True):
             parameter.grad = gradient
         return found.loss, found.logits
 
-    def _capture(self, images: Tensor, labels: Tensor) -> _Graph:
-        images, labels = images.clone(), labels.clone()
+    def _capture(self, *inputs: Tensor) -> _Graph:
+        inputs = tuple(given.clone() for given in inputs)
         kept = [buffer.clone() for buffer in self._model.buffers()]
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
             for _ in range(WARM_UP):
                 self._forget_gradients()
-                self._compute(images, labels)
+                self._compute(*inputs)
         torch.cuda.current_stream().wait_stream(beside)
         with torch.no_grad():
             for buffer, before in zip(self._model.buffers(), kept, strict=True):
@@ -68,8 +68,8 @@ class GraphedStep:
         self._forget_gradients()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            loss, logits = self._compute(images, labels)
-        return _Graph(graph, images, labels, loss, logits, [p.grad for p in self._parameters])
+            loss, logits = self._compute(*inputs)
+        return _Graph(graph, inputs, loss, logits, [p.grad for p in self._parameters])
 
     def _forget_gradients(self) -> None:
         for parameter in self._parameters:

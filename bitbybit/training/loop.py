@@ -24,6 +24,7 @@ from bitbybit.training.hints import Hints
 from bitbybit.training.options import TrainOptions
 from bitbybit.training.prepare import Prepared, prepare, reestimate_batch_norm
 from bitbybit.training.run_folder import RunFolder
+from bitbybit.training.teacher_answers import TeacherAnswers, answers_key
 from bitbybit.utils.files import atomic_path, write_json
 
 StepCallback = Callable[[int, int, int, float], None]  # epoch, step, steps in an epoch, loss
@@ -180,6 +181,7 @@ class _Session:
         exact = any(isinstance(layer, HashLinear | HashConv2d) for layer in setup.model.modules())
         narrow = not exact and use_bfloat16(options.precision, setup.device)
         self.narrow = torch.autocast(setup.device.type, torch.bfloat16, enabled=narrow)
+        self.answers = self._kept_answers(narrow) if options.repeat_epochs else None
         self.hints = Hints(setup.model, setup.teacher) if setup.teacher is not None and options.hints > 0 else None
         self.noise = None if options.noise is None else AnalogNoise(setup.model, NoiseSpec(**options.noise))
         plain = exact or self.noise is not None or setup.device.type != "cuda"
@@ -188,10 +190,19 @@ class _Session:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"epoch": -1, "val_accuracy": -1.0, "model": None}
 
+    def _kept_answers(self, narrow: bool) -> TeacherAnswers:
+        setup, options = self.setup, self.options
+        assert setup.teacher is not None
+        networks = [setup.teacher, *setup.more_teachers]
+        key = answers_key(options, networks, setup.train.dataset, narrow)  # type: ignore[arg-type]
+        folder = Path(options.answers_dir) if options.answers_dir else self.folder.root
+        return TeacherAnswers(folder, key, options.repeat_epochs, self._ask)
+
     def run_epoch(self, epoch: int, on_step: StepCallback | None) -> dict[str, Any]:
         setup, options = self.setup, self.options
         model, device = setup.model, setup.device
-        setup.train.sampler.epoch = epoch  # type: ignore[union-attr]
+        repeated = epoch % options.repeat_epochs if options.repeat_epochs else epoch
+        setup.train.sampler.epoch = repeated  # type: ignore[union-attr]
         model.train()
         if options.frozen_norms:
             freeze_norms(model)
@@ -201,13 +212,16 @@ class _Session:
             self.noise.attach()
         if self.hints is not None:
             self.hints.attach()
+        if self.answers is not None:
+            self.answers.start(epoch)
         look_every = steps_between_looks(device)
         for step, (images, labels) in enumerate(setup.train):
             images = images.to(device, memory_format=torch.channels_last)
             labels = labels.to(device)
             if self.noise is not None:
                 self.noise.draw(epoch * steps + step)
-            loss, logits = self.run_step(images, labels)
+            known = [] if self.answers is None else [self.answers.answer(images)]
+            loss, logits = self.run_step(images, labels, *known)
             losses += loss * len(labels)
             correct += (logits.argmax(1) == labels).sum()
             seen += len(labels)
@@ -223,6 +237,8 @@ class _Session:
             self.scheduler.step()
             if on_step:
                 on_step(epoch, step, steps, value)
+        if self.answers is not None:
+            self.answers.finish(epoch)
         if self.noise is not None:
             self.noise.detach()
         if self.hints is not None:
@@ -245,14 +261,18 @@ class _Session:
         self._save()
         return row
 
-    def _compute(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and logits of a batch; parameters have its gradients."""
-        teacher, options = self.setup.teacher, self.options
-        teacher_logits = None
-        if teacher is not None and (options.distill > 0 or self.hints is not None):
-            with torch.no_grad(), self.narrow:
-                answers = [network(images).float() for network in (teacher, *self.setup.more_teachers)]
-                teacher_logits = average_answer(answers, options.temperature)
+    def _ask(self, images: Tensor) -> Tensor:
+        """The float networks' answer to a batch."""
+        with torch.no_grad(), self.narrow:
+            answers = [network(images).float() for network in (self.setup.teacher, *self.setup.more_teachers)]  # type: ignore[misc]
+            return average_answer(answers, self.options.temperature)
+
+    def _compute(self, images: Tensor, labels: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Loss and logits of a batch; parameters have its gradients.  ``known``: the float networks' answer."""
+        options, teacher_logits = self.options, known
+        asked = self.setup.teacher is not None and (options.distill > 0 or self.hints is not None)
+        if asked and known is None:
+            teacher_logits = self._ask(images)
         with fast_gradients(), self.narrow:
             logits = self.setup.model(images).float()
         loss = distillation_loss(logits, labels, teacher_logits, options)

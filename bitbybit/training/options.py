@@ -38,6 +38,9 @@ class TrainOptions:
         temperature: of the distillation's softmax.
         teachers: more float networks, whose soft targets are averaged with those of the one that was hashed: a state
             dict of the same backbone, or ``NAME=PATH`` for one of another.
+        repeat_epochs: epochs after which batches come again, crops and all, and the float networks' answers to them
+            are read from files; 0: every epoch has its own crops, and asks.
+        answers_dir: folder of those files, which runs may share; empty: the run's own.
         holdout: training images held out to choose the epoch; 0 trains on all, keeps the last.
         calibration: training images from which centres and batch-norm statistics are taken, and to which layers are
             fitted.
@@ -74,6 +77,8 @@ class TrainOptions:
     hints: float = 0.0
     temperature: float = 4.0
     teachers: tuple[str, ...] = ()
+    repeat_epochs: int = 0
+    answers_dir: str = ""
     holdout: int = 5000
     calibration: int = 1024
     projection_steps: int = 150
@@ -98,6 +103,7 @@ class TrainOptions:
             "temperature",
             "holdout",
             "hints",
+            "repeat_epochs",
             "projection_steps",
         ):
             if not getattr(self, name) >= 0:
@@ -109,6 +115,13 @@ class TrainOptions:
             raise ConfigError("teachers: expected a hashed network, got a float one, which has none; leave them out")
         if self.teachers and self.distill == 0:
             raise ConfigError("teachers: expected a weight for their answers, got distill 0; pass --distill 0.7")
+        if self.repeat_epochs and (self.hash_config is None or self.distill == 0):
+            raise ConfigError("repeat_epochs: expected a float network to ask, got none; pass --distill 0.7")
+        if self.repeat_epochs and self.hints > 0:
+            raise ConfigError(
+                f"repeat_epochs: expected hints 0, got {self.hints}: they look inside the float network at every step; "
+                "leave one of the two out"
+            )
         if self.optimizer not in ("adam", "sgd"):
             raise ConfigError(f"optimizer: expected 'adam' or 'sgd', got {self.optimizer!r}")
         if self.precision not in ("", "float32", "bfloat16"):

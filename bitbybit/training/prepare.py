@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bitbybit.errors import CheckpointError, ConfigError
+from bitbybit.sign_features import widened_latent
 from bitbybit.training.options import TrainOptions
 from bitbybit.utils.data import (
     DeviceLoader,
@@ -160,32 +161,42 @@ def start_hashed(model: nn.Module, teacher: nn.Module, options: TrainOptions, ca
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.start:
         load_checked(model, load_state_dict_file(options.start), options.start)
-        _check_code_bits(model, options.start)
+        _match_code_bits(model, options.start)
     elif any(isinstance(layer, IntegerHashConv2d | IntegerHashLinear) for layer in hash_layers(model).values()):
         fit_layers(model, teacher, calibration, projection_steps=options.projection_steps, seed=options.seed)
     else:
         calibrate(model, calibration)
 
 
-def _check_code_bits(model: nn.Module, start: str) -> None:
-    """Refuses latent codes that were made for another number of bits: the tensors do not show it.
+@torch.no_grad()
+def _match_code_bits(model: nn.Module, start: str) -> None:
+    """Gives latent codes of 1 bit the bits of the configuration, by what the card or the run beside a file says.
+
+    The network's answers stay as they are. The tensors themselves do not show how many bits they were made for; without
+    card and run they are taken to be right.
 
     Raises:
-        CheckpointError: the card beside the file, or its run's options, name other ``code_bits``.
+        CheckpointError: they were made for several bits, and other ones.
     """
     from bitbybit.checkpoint import recorded_hash_config
+    from bitbybit.integer_base import IntegerHashLayer
     from bitbybit.patching import hash_layers
 
     config = recorded_hash_config(start)
     if config is None:
         return
     found = {entry.get("code_bits", 1) for entry in config.values() if entry.get("hash_kernel_type") != "none"}
-    wanted = {layer.spec.code_bits for layer in hash_layers(model).values()}
-    if not wanted <= found:
+    layers = [layer for layer in hash_layers(model).values() if isinstance(layer, IntegerHashLayer)]
+    wanted = {layer.spec.code_bits for layer in layers}
+    if found == {1}:
+        for layer in layers:
+            if layer.spec.code_bits > 1:
+                layer.code_weight.copy_(widened_latent(layer.code_weight, layer.spec.code_bits))
+    elif not wanted <= found:
         expected, got = (", ".join(map(str, sorted(bits))) for bits in (wanted, found))
         raise CheckpointError(
-            f"{start}: expected codes of {expected} bits, got {got}; convert the float network with these code_bits, "
-            "or leave --start out"
+            f"{start}: expected codes of {expected} bits, got {got}; only codes of 1 bit can be given more; "
+            "convert the float network with these code_bits, or leave --start out"
         )
 
 

@@ -11,7 +11,7 @@ from bitbybit.conversion import convert, fit_codes
 from bitbybit.costs import dot_cost
 from bitbybit.errors import ConfigError
 from bitbybit.integer_reference import reference_forward
-from bitbybit.sign_features import CodeLatent, code_step, code_values
+from bitbybit.sign_features import CodeLatent, code_step, code_values, widened_latent
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
@@ -42,6 +42,17 @@ def test_gradient_passes_within_one():
     latent = torch.tensor([-1.5, -1.0, -0.4, 0.1, 0.9, 1.1], requires_grad=True)
     (CodeLatent.apply(latent, 2) * torch.arange(1.0, 7.0)).sum().backward()
     assert latent.grad.tolist() == [0, 2, 3, 4, 5, 0]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_codes_of_1_bit_are_the_same_with_more_and_decided_ones_lie_farther_out(bits):
+    latent = torch.tensor([-3.0, -1.0, -0.5, -1e-30, -0.0, 0.0, 1e-30, 0.5, 1.0, 3.0])
+    wide = widened_latent(latent, bits)
+    assert torch.equal(code_values(wide, bits), code_values(latent, 1))
+    assert torch.equal(wide.abs(), wide.abs().flip(0))
+    inner, outer = wide[5:].diff(), wide[5:] / code_step(bits)
+    assert (inner[:-1] >= 0).all() and inner[-1] == 0
+    assert outer.min() > 0.2 and outer.max() < 0.95  # no first step of training changes a code
 
 
 @pytest.mark.parametrize("tiling", ["pixel", "patch"])

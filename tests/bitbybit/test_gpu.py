@@ -15,7 +15,7 @@ from bitbybit.utils.data import DeviceLoader, ImageDataset
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-def fitted(tiling: str, channels: int = 40, **convolution: object) -> IntegerHashConv2d:
+def fitted(tiling: str, channels: int = 40, code_bits: int = 1, **convolution: object) -> IntegerHashConv2d:
     torch.manual_seed(0)
     layer = IntegerHashConv2d.from_torch_module(
         nn.Conv2d(channels, 24, 3, padding=1, **convolution),  # type: ignore[arg-type]
@@ -23,6 +23,7 @@ def fitted(tiling: str, channels: int = 40, **convolution: object) -> IntegerHas
         input_tile_size=16,
         tiling=tiling,
         centring=True,
+        code_bits=code_bits,
     )
     layer.norm_scale.fill_(0.4)
     layer.centre.copy_(torch.randn(channels))
@@ -31,8 +32,9 @@ def fitted(tiling: str, channels: int = 40, **convolution: object) -> IntegerHas
 
 @pytest.mark.parametrize("tiling", ["pixel", "patch"])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_answers_are_equal_to_the_last_bit(tiling, stride):
-    layer = fitted(tiling, stride=stride).eval()
+@pytest.mark.parametrize("code_bits", [1, 2])
+def test_answers_are_equal_to_the_last_bit(tiling, stride, code_bits):
+    layer = fitted(tiling, code_bits=code_bits, stride=stride).eval()
     x = 3 * torch.randn(8, 40, 12, 12)
     with torch.no_grad():
         acc = layer._correlate(layer.sign_features(x))
@@ -46,8 +48,9 @@ def test_answers_are_equal_to_the_last_bit(tiling, stride):
 
 
 @pytest.mark.parametrize("tiling", ["pixel", "patch"])
-def test_gradients_in_bfloat16_are_nearly_those_of_the_cpu(tiling):
-    layer = fitted(tiling).train()
+@pytest.mark.parametrize("code_bits", [1, 2])
+def test_gradients_in_bfloat16_are_nearly_those_of_the_cpu(tiling, code_bits):
+    layer = fitted(tiling, code_bits=code_bits).train()
     x = (3 * torch.randn(8, 40, 12, 12)).requires_grad_(True)
     direction = torch.randn(8, 24, 12, 12)
     leaves = list(layer.parameters())
@@ -67,22 +70,23 @@ def test_a_graphed_step_is_the_step():
     model(torch.zeros(2, 3, 8, 8))
     model.cuda()
 
-    def compute(images, labels):
+    def compute(images, labels, wanted):
         model.zero_grad()
         logits = model(images)
-        loss = F.cross_entropy(logits, labels)
+        loss = F.cross_entropy(logits, labels) + F.mse_loss(logits, wanted)
         loss.backward()
         return loss.detach(), logits.detach()
 
     step = GraphedStep(compute, model)
     for count in (16, 16, 6, 16):  # the second and fourth replay what the first captured
         images, labels = torch.randn(count, 3, 8, 8).cuda(), torch.randint(5, (count,)).cuda()
+        wanted = torch.randn(count, 5).cuda()
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        loss, _ = step(images, labels)
+        loss, _ = step(images, labels, wanted)
         mean = model[1].running_mean.clone()
         gradients = [p.grad.clone() for p in model.parameters()]
         model.load_state_dict(before)
-        expected, _ = compute(images, labels)
+        expected, _ = compute(images, labels, wanted)
         assert torch.allclose(loss, expected, rtol=1e-4)
         assert torch.allclose(mean, model[1].running_mean, rtol=1e-3, atol=1e-5)
         for found, parameter in zip(gradients, model.parameters(), strict=True):

@@ -20,7 +20,7 @@ class Graph:
 
     def replay(self):
         kept = [p.grad for p in self.model.parameters()]
-        loss, logits = self.compute(self.images, self.labels)
+        loss, logits = self.compute(*self.inputs)
         self.loss.copy_(loss)
         self.logits.copy_(logits)
         for parameter, gradient in zip(self.model.parameters(), self.gradients, strict=True):
@@ -36,15 +36,16 @@ def computed(monkeypatch):
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     sizes = []
 
-    def compute(images, labels):
+    def compute(images, labels, wanted=None):
         sizes.append(len(labels))
         model.zero_grad(set_to_none=True)
         logits = model(images)
-        loss = F.cross_entropy(logits, labels)
+        loss = F.cross_entropy(logits, labels) + (0 if wanted is None else F.mse_loss(logits, wanted))
         loss.backward()
         if capturing:
             graph = capturing[-1]
-            graph.images, graph.labels, graph.loss, graph.logits = images, labels, loss.detach(), logits.detach()
+            graph.inputs = (images, labels) if wanted is None else (images, labels, wanted)
+            graph.loss, graph.logits = loss.detach(), logits.detach()
             graph.model, graph.compute = model, compute
             graph.gradients = [p.grad for p in model.parameters()]
             capturing.clear()
@@ -93,6 +94,16 @@ def test_gives_every_batchs_loss_logits_gradients_and_statistics(computed):
             assert torch.equal(gradient, parameter.grad)
         for name, value in model.state_dict().items():
             assert torch.equal(value, after[name]), name
+
+
+def test_what_else_a_step_is_given_is_that_of_every_batch(computed):
+    model, compute, step, _ = computed
+    model.eval()
+    for _ in range(3):
+        images, labels = batch(8)
+        wanted = torch.randn(8, 3)
+        loss, _ = step(images, labels, wanted)
+        assert torch.equal(loss.clone(), compute(images, labels, wanted)[0])
 
 
 def test_captures_once_for_each_batch_size(computed):

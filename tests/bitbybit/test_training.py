@@ -4,10 +4,9 @@ import json
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
+from tiny_training import TinyNet, float_options, hashed_options
 
 from bitbybit.errors import CheckpointError, ConfigError, DivergenceError
 from bitbybit.integer_base import IntegerHashLayer
@@ -17,64 +16,8 @@ from bitbybit.training import prepare as prepare_module
 from bitbybit.training.loop import make_optimizer
 from bitbybit.training.run_folder import RunFolder
 from bitbybit.utils import models
-from bitbybit.utils.data import ImageArrays
 
-
-class TinyNet(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(8)
-        self.dropout = nn.Dropout(0.2)  # draws from the global generator: a resume must restore it
-        self.fc = nn.Linear(8, 10)
-
-    def forward(self, x):
-        x = torch.relu(self.bn(self.conv(x))).mean((2, 3))
-        return self.fc(self.dropout(x))
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    rng = np.random.default_rng(0)
-    centres = rng.integers(60, 200, (10, 1, 1, 3))
-
-    def split(n):
-        y = np.arange(n) % 10
-        x = np.clip(centres[y] + rng.normal(0, 20, (n, 8, 8, 3)), 0, 255).astype(np.uint8)
-        return x, y.astype(np.int64)
-
-    (train_x, train_y), (test_x, test_y) = split(200), split(50)
-    arrays = ImageArrays(train_x, train_y, test_x, test_y, tuple("0123456789"))
-    monkeypatch.setattr(prepare_module, "load_arrays", lambda *a, **k: arrays)
-    monkeypatch.setitem(models.MODELS, "digits_tiny", TinyNet)
-    return arrays
-
-
-def float_options(**changes):
-    return TrainOptions(
-        **{
-            "model": "digits_tiny",
-            "epochs": 3,
-            "batch_size": 32,
-            "holdout": 40,
-            "optimizer": "sgd",
-            "lr": 0.1,
-            **changes,
-        }
-    )
-
-
-def hashed_options(weights, arithmetic="float", **changes):
-    settings = {"hash_kernel_type": "learned_projection", "hash_length": 16, "centring": True, "arithmetic": arithmetic}
-    config = {"common_params": settings | ({"output_tile_size": None} if arithmetic == "integer" else {})}
-    fixed = {"hash_config": config, "optimizer": "adam", "distill": 0.5, "projection_steps": 5}
-    return float_options(weights=str(weights), **{**fixed, "lr": 1e-3, **changes})
-
-
-@pytest.fixture
-def float_weights(tiny, tmp_path):
-    train(float_options(), tmp_path / "float")
-    return tmp_path / "float" / "model.pth"
+pytest_plugins = ["training_fixtures"]
 
 
 def test_writes_options_metrics_weights_and_summary(tiny, tmp_path):
