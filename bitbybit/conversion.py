@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from bitbybit.answers import packed_answers, whole_products
 from bitbybit.bit_search import search_codes, search_wide_codes
+from bitbybit.exact_limits import NORM_LIMIT
 from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
-from bitbybit.integer_base import NORM_LIMIT, SIGNED, UNSIGNED
+from bitbybit.integer_base import SIGNED, UNSIGNED
 from bitbybit.patching import HashConfig, hash_layers, patch_model
 from bitbybit.projection_fit import STEPS, fit_projections, images_fitted
 from bitbybit.sign_features import LATENT_MEAN, code_planes, code_step, code_values

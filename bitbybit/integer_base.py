@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bitbybit.answers import EXACT_LIMIT, answers_are_packed, exact_dtype
 from bitbybit.disturbance import Disturbance, written
-from bitbybit.errors import ConfigError
+from bitbybit.exact_limits import NORM_LIMIT, SQUARE_LIMIT, check_sums_are_exact
 from bitbybit.hash_product import HashProduct
 from bitbybit.kept import Kept, Value
 from bitbybit.kernel import HashKernel, kernel_factory
@@ -32,9 +32,6 @@ from bitbybit.spec import HashSpec, projection_limit
 from bitbybit.tile_convolutions import TileConvolution, tile_convolutions
 
 UNSIGNED, SIGNED = (0, 255), (-128, 127)
-NORM_LIMIT = 255  # a norm is one byte
-SQUARE_LIMIT = 255**2  # of a centred value
-TILE_LIMIT = (EXACT_LIMIT - 1) // (NORM_LIMIT * projection_limit(8))  # features in a tile
 
 
 class IntegerHashLayer(nn.Module):
@@ -70,17 +67,8 @@ class IntegerHashLayer(nn.Module):
     def _build(self, spec: HashSpec, channels: int, outputs: int, taps: int, kernel: tuple[int, int]) -> None:
         self.spec = spec
         tile = min(spec.input_tile_size or self.features, self.features)
-        if tile > TILE_LIMIT:
-            raise ConfigError(
-                f"input_tile_size: expected at most {TILE_LIMIT} features with integer arithmetic, got {tile}; "
-                "choose smaller tiles"
-            )
         self.tile_size, self.tiles = tile, math.ceil(self.features / tile)
-        if NORM_LIMIT * spec.hash_length * self.tiles * math.prod(kernel) * (2**spec.code_bits - 1) >= EXACT_LIMIT:
-            raise ConfigError(
-                f"hash_length {spec.hash_length} over {self.tiles} tiles and {math.prod(kernel)} taps: sums may pass "
-                f"2**24, where they are no longer exact; choose larger tiles or fewer bits"
-            )
+        check_sums_are_exact(spec, tile, self.tiles, kernel)
         self.hash_kernels = nn.ModuleList(
             nn.ModuleList(
                 [

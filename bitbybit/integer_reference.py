@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bitbybit.exact_limits import NORM_LIMIT
 from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
-from bitbybit.integer_base import NORM_LIMIT
 from bitbybit.sign_features import SIGN_SLOPE, code_values
 
 
