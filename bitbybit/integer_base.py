@@ -20,11 +20,11 @@ from bitbybit.sign_features import (
     SIGN_SLOPE,
     CodeLatent,
     Round,
+    centres_images,
     code_planes,
     code_values,
     gpu_kernels,
     integer_cpu,
-    is_compiled,
     sign_features,
     whole_rows,
 )
@@ -276,11 +276,11 @@ class IntegerHashLayer(nn.Module):
         """What is hashed, in the given type, and the quantised bytes where they come with it."""
         if fast := gpu_kernels(x, dtype):
             return fast.CentreImages.apply(x, *self._keep("grid", self._grid), self._pads(), dtype), None
-        if not is_compiled(x, dtype):
+        if not centres_images(x, dtype):
             return self._vectors(x).to(dtype), None
         assert integer_cpu is not None
         return integer_cpu.CentreImages.apply(
-            x, int(self.input_exponent), self.input_range(), self.integer_centre(), self._pads()
+            x, int(self.input_exponent), self.input_range(), self.integer_centre(), self._pads(), dtype
         )
 
     @torch.no_grad()

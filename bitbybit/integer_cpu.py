@@ -1,7 +1,7 @@
 """Compiled loops of the integer layers' training step: one pass where torch's operators take ten.
 
-Activations are bfloat16 and channels-last.  Quantised values, centred values and norms are whole numbers below 256,
-which bfloat16 holds exactly; here they are written as its bits, ``uint16``.
+Activations are channels-last, in float32 or bfloat16, whose bits are taken as ``uint16``.  Quantised values, centred
+values and norms are whole numbers below 256, which both hold exactly.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numba import njit, types
+from numba.extending import overload
 from torch import Tensor
 
 from bitbybit.engine_cpu import _array, _bitcast, _float_bits, _in_parallel, _pool
@@ -20,6 +21,7 @@ from runtime.integer_layer import Geometry, Weights, empty_with_slack, run_layer
 
 _word_float = _bitcast(types.uint32, types.float32)
 _SIGN = np.uint16(0x8000)
+_WRITTEN = {torch.bfloat16: np.uint16, torch.float32: np.float32}  # how centred images are written
 _ROUNDING = np.float32(1.5 * 2.0**23)  # added to a number below 2^22, it leaves no place for a fraction
 
 
@@ -35,6 +37,30 @@ def _value(bits):
     return _word_float(np.uint32(bits) << np.uint32(16))
 
 
+def _read(value):
+    """float32 of a float32, or of bfloat16's bits."""
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(_read, inline="always")
+def _read_compiled(value):
+    if value == types.uint16:
+        return lambda value: _value(value)
+    return lambda value: value
+
+
+def _as_in(array, value):
+    """float32 as an array holds it: as it is, or as the bits of bfloat16."""
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(_as_in, inline="always")
+def _as_in_compiled(array, value):
+    if array.dtype == types.uint16:
+        return lambda array, value: _bits(value)
+    return lambda array, value: value
+
+
 @njit(nogil=True, cache=True, inline="always")
 def _quantised(value, factor, low, high):
     """The nearest whole number, ties to even, within the limits."""
@@ -42,14 +68,13 @@ def _quantised(value, factor, low, high):
 
 
 @njit(nogil=True, cache=True)
-def centre_images(v, q, x, narrow, factor, low, high, centre, top, left):
+def centre_images(v, q, x, factor, low, high, centre, top, left):
     """Quantises, pads and centres images.
 
     Args:
-        v: bfloat16 as uint16[n, H, W * c], written: quantised and centred, with pads.
+        v: float32, or bfloat16 as uint16, [n, H, W * c], written: quantised and centred, with pads.
         q: uint8[n, h, w * c], written: quantised values minus ``low``.
         x: float32, or bfloat16 as uint16, [n, h, w * c].
-        narrow: whether x is bfloat16.
         factor: 2 ** exponent.
         low, high: range of quantised values.
         centre: float32[W * c], whole; the same for every pixel.
@@ -62,7 +87,7 @@ def centre_images(v, q, x, narrow, factor, low, high, centre, top, left):
             row, a = v[n, i], i - top
             if 0 <= a < height:
                 _fill(row[:left], centre[:left])
-                _centre_row(row[left : left + size], q[n, a], x[n, a], narrow, factor, low, high, centre[left:])
+                _centre_row(row[left : left + size], q[n, a], x[n, a], factor, low, high, centre[left:])
                 _fill(row[left + size :], centre[left + size :])
             else:
                 _fill(row, centre)
@@ -71,51 +96,39 @@ def centre_images(v, q, x, narrow, factor, low, high, centre, top, left):
 @njit(nogil=True, cache=True)
 def _fill(row, centre):
     for j in range(row.size):
-        row[j] = _bits(-centre[j])
+        row[j] = _as_in(row, -centre[j])
 
 
 @njit(nogil=True, cache=True)
-def _centre_row(row, q, x, narrow, factor, low, high, centre):
-    if narrow:
-        for j in range(x.size):
-            value = _quantised(_value(x[j]), factor, low, high)
-            q[j] = np.uint8(np.int32(value - low))
-            row[j] = _bits(value - centre[j])
-    else:
-        for j in range(x.size):
-            value = _quantised(x[j], factor, low, high)
-            q[j] = np.uint8(np.int32(value - low))
-            row[j] = _bits(value - centre[j])
+def _centre_row(row, q, x, factor, low, high, centre):
+    for j in range(x.size):
+        value = _quantised(_read(x[j]), factor, low, high)
+        q[j] = np.uint8(np.int32(value - low))
+        row[j] = _as_in(row, value - centre[j])
 
 
 @njit(nogil=True, cache=True)
-def uncentre_gradient(grad_x, grad_v, x, narrow, factor, low, high, top, left):
+def uncentre_gradient(grad_x, grad_v, x, factor, low, high, top, left):
     """Backward of ``centre_images``: the gradient passes where nothing was clipped.
 
     Args:
         grad_x: in the type and shape of x, written.
-        grad_v: bfloat16 as uint16[n, H, W * c].
-        x, narrow, low, high, top, left: as for ``centre_images``.
+        grad_v: float32, or bfloat16 as uint16, [n, H, W * c].
+        x, low, high, top, left: as for ``centre_images``.
         factor: 2 ** exponent; a product with it is exact.
     """
     for n in range(x.shape[0]):
         for i in range(x.shape[1]):
-            _uncentre_row(grad_x[n, i], grad_v[n, i + top, left:], x[n, i], narrow, factor, low, high)
+            _uncentre_row(grad_x[n, i], grad_v[n, i + top, left:], x[n, i], factor, low, high)
 
 
 @njit(nogil=True, cache=True)
-def _uncentre_row(grad_x, grad_v, x, narrow, factor, low, high):
+def _uncentre_row(grad_x, grad_v, x, factor, low, high):
     least, most = low - np.float32(0.5), high + np.float32(0.5)
-    if narrow:
-        for j in range(x.size):
-            value = _value(x[j]) * factor
-            inside = np.float32(value >= least) * np.float32(value <= most)
-            grad_x[j] = _bits(_value(grad_v[j]) * (factor * inside))
-    else:
-        for j in range(x.size):
-            value = x[j] * factor
-            inside = np.float32(value >= least) * np.float32(value <= most)
-            grad_x[j] = _value(grad_v[j]) * (factor * inside)
+    for j in range(x.size):
+        value = _read(x[j]) * factor
+        inside = np.float32(value >= least) * np.float32(value <= most)
+        grad_x[j] = _as_in(grad_x, _read(grad_v[j]) * (factor * inside))
 
 
 @njit(nogil=True, cache=True)
@@ -146,47 +159,53 @@ def _like(array: np.ndarray, dtype: torch.dtype) -> Tensor:
 
 
 class CentreImages(torch.autograd.Function):
-    """``(v, q)`` of images; see ``centre_images``. The bytes q carry no gradient."""
+    """``(v, q)`` of images, v in the type asked for; see ``centre_images``. The bytes q carry no gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, exponent: int, limits: tuple[int, int], centre: Tensor, pads: tuple[int, int, int, int]
+        ctx: Any,
+        x: Tensor,
+        exponent: int,
+        limits: tuple[int, int],
+        centre: Tensor,
+        pads: tuple[int, int, int, int],
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         left, right, top, bottom = pads
         images = _images(x)
         n, h, w, c = images.shape
-        v = np.empty((n, h + top + bottom, w + left + right, c), np.uint16)
+        v = np.empty((n, h + top + bottom, w + left + right, c), _WRITTEN[dtype])
         q = empty_with_slack(images.shape, np.uint8)
         middle = np.tile(centre.float().numpy(), v.shape[2])
-        narrow, factor = x.dtype == torch.bfloat16, np.float32(2.0**exponent)
+        factor = np.float32(2.0**exponent)
         low, high = (np.float32(limit) for limit in limits)
         rows = [array.reshape(*array.shape[:2], -1) for array in (v, q, images)]
 
         def work(start: int, stop: int) -> None:
             centred, quantised, inputs = (array[start:stop] for array in rows)
-            centre_images(centred, quantised, inputs, narrow, factor, low, high, middle, top, left * c)
+            centre_images(centred, quantised, inputs, factor, low, high, middle, top, left * c)
 
         _in_parallel(work, n, v[0].size)
         ctx.save_for_backward(x)
-        ctx.settings = narrow, factor, low, high, top, left * c
+        ctx.settings = dtype, factor, low, high, top, left * c
         levels = _like(q, torch.uint8)
         ctx.mark_non_differentiable(levels)
-        return _like(v, torch.bfloat16), levels
+        return _like(v, dtype), levels
 
     @staticmethod
     def backward(ctx: Any, grad_v: Tensor, _: Tensor) -> tuple:
         (x,) = ctx.saved_tensors
-        images, gradient = _images(x), _images(grad_v.to(torch.bfloat16))
+        dtype, factor, low, high, top, offset = ctx.settings
+        images, gradient = _images(x), _images(grad_v.to(dtype))
         out = np.empty(images.shape, images.dtype)
         rows = [array.reshape(*array.shape[:2], -1) for array in (out, gradient, images)]
-        narrow, factor, low, high, top, offset = ctx.settings
 
         def work(start: int, stop: int) -> None:
             outputs, gradients, inputs = (array[start:stop] for array in rows)
-            uncentre_gradient(outputs, gradients, inputs, narrow, factor, low, high, top, offset)
+            uncentre_gradient(outputs, gradients, inputs, factor, low, high, top, offset)
 
         _in_parallel(work, len(images), images[0].size)
-        return _like(out, x.dtype), *(None,) * 4
+        return _like(out, x.dtype), *(None,) * 5
 
 
 def apply_signs(z: Tensor, norms: Tensor) -> Tensor:

@@ -26,6 +26,12 @@ def is_compiled(values: Tensor, dtype: torch.dtype) -> bool:
     return integer_cpu is not None and dtype == torch.bfloat16 and values.device.type == "cpu" and values.numel() > 0
 
 
+def centres_images(values: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the compiled loops quantise and centre images, for a computation in some type on a CPU."""
+    narrow = dtype in (torch.bfloat16, torch.float32) and values.dtype in (torch.bfloat16, torch.float32)
+    return integer_cpu is not None and narrow and values.device.type == "cpu" and values.numel() > 0
+
+
 def gpu_kernels(values: Tensor, dtype: torch.dtype) -> ModuleType | None:
     """The Triton kernels, where they take a computation in some type: bfloat16 on a GPU, and something to compute."""
     return _integer_gpu() if values.is_cuda and dtype == torch.bfloat16 and values.numel() > 0 else None

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bitbybit as bb
+from bitbybit import sign_features
 from bitbybit.answers import packed_answers
 from bitbybit.errors import ConfigError
 from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear, set_tied_codes
@@ -161,7 +162,7 @@ def test_gradients_are_nearly_those_of_the_layer_replaced(tiling):
     ],
 )
 @pytest.mark.parametrize(("channels", "outputs"), [(20, 12), (32, 16)])  # vectors of 16 take the latter
-def test_compiled_step_equals_torch_operators(tiling, convolution, kernel, channels, outputs):
+def test_compiled_step_equals_torch_operators(monkeypatch, tiling, convolution, kernel, channels, outputs):
     _, layer = conv_layer(channels, outputs, kernel, convolution=convolution, tiling=tiling)
     x = (3 * torch.randn(4, channels, 8, 8)).bfloat16().float().to(memory_format=torch.channels_last)
     low, high = x * 32 < -128.5, x * 32 > 127.5
@@ -170,18 +171,22 @@ def test_compiled_step_equals_torch_operators(tiling, convolution, kernel, chann
     plain, compiled = layer.sign_features(x), layer.sign_features(x.clone(), torch.bfloat16)
     assert torch.equal(plain, compiled.float())
     layer.train()
-    direction = torch.randn_like(layer(x))
     leaves = [parameter for _, parameter in layer.named_parameters()]
     x.requires_grad_(True)
-    expected = torch.autograd.grad((layer(x) * direction).sum(), [x, *leaves])
+    with monkeypatch.context() as without:
+        without.setattr(sign_features, "integer_cpu", None)
+        answer = layer(x)
+        direction = torch.randn_like(answer)
+        expected = torch.autograd.grad((answer * direction).sum(), [x, *leaves])
     narrow = x.detach().bfloat16().requires_grad_(True)  # as a layer inside a network is given it
-    for given in (x, narrow):
-        with torch.autocast("cpu", torch.bfloat16):
+    # with bfloat16 products and gradients are rounded to it, 2**-9 each
+    for given, is_narrow, tolerance in ((x, False, 1e-5), (x, True, 0.01), (narrow, True, 0.01)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_narrow):
             y = layer(given)
+        torch.testing.assert_close(y.float(), answer, rtol=tolerance, atol=tolerance)
         got = torch.autograd.grad((y.float() * direction).sum(), [given, *leaves])
         for a, b in zip(got, expected, strict=True):
-            # products and gradients are rounded to bfloat16, 2**-9 each
-            assert float((a - b).norm() / b.norm()) < 0.01
+            assert float((a - b).norm() / b.norm()) < tolerance
         for gradient in (got[0], expected[0]):
             assert (gradient[clipped] == 0).all()
             assert (gradient[~clipped] == 0).float().mean() < 0.01 or convolution.get("stride") == 2
@@ -221,17 +226,32 @@ def test_sampled_gradient_of_codes_has_the_right_mean(tiling):
         torch.testing.assert_close(same, projection, rtol=1e-4, atol=1e-4)
 
 
-def test_linear_layers_take_the_compiled_step_too():
+def test_linear_layers_take_the_compiled_step_too(monkeypatch):
     torch.manual_seed(0)
     module = nn.Linear(40, 10)
     layer = IntegerHashLinear.from_torch_module(module, **SETTINGS, hash_length=64, input_tile_size=16).train()
     x = torch.randn(32, 40).bfloat16().float()
-    expected = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
-    with torch.autocast("cpu", torch.bfloat16):
-        y = layer(x)
-    got = torch.autograd.grad(y.float().square().sum(), list(layer.parameters()))
-    for a, b in zip(got, expected, strict=True):
-        assert float((a - b).norm() / b.norm()) < 0.02
+    with monkeypatch.context() as without:
+        without.setattr(sign_features, "integer_cpu", None)
+        expected = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
+    for narrow, tolerance in ((False, 1e-5), (True, 0.02)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            y = layer(x)
+        got = torch.autograd.grad(y.float().square().sum(), list(layer.parameters()))
+        for a, b in zip(got, expected, strict=True):
+            assert float((a - b).norm() / b.norm()) < tolerance
+
+
+@pytest.mark.parametrize("tiling", ["pixel", "patch"])
+def test_training_in_float32_sees_the_answers_of_the_artifacts_kernels(monkeypatch, tiling):
+    _, layer = conv_layer(tiling=tiling)
+    x = torch.randn(3, 20, 9, 8)
+    with torch.no_grad(), packed_answers():
+        expected = layer(x)
+    calls = []
+    answer = layer._packed_answer
+    monkeypatch.setattr(layer, "_packed_answer", lambda *a: (calls.append(1), answer(*a))[1])
+    assert torch.equal(layer.train()(x), expected) and calls == [1]
 
 
 def test_latent_codes_beyond_one_stay():
