@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from bitbybit.sign_features import Geometry, gpu_kernels, is_compiled
+from bitbybit.sign_features import Geometry, centres_images, gpu_kernels
 
 try:
     from bitbybit import window_gradient_cpu
@@ -113,7 +113,7 @@ def _add_lengthwise(
         kernel: rows and columns of a window.
         geometry: its stride and dilation.
     """
-    if is_compiled(v, v.dtype) and window_gradient_cpu.fits(v, exact):
+    if centres_images(v, v.dtype) and window_gradient_cpu.fits(v, exact):
         return window_gradient_cpu.add_lengthwise(grad_v, v, exact, on_line, grad, kernel, *geometry)
     if kernels := gpu_kernels(v, v.dtype):
         return kernels.add_lengthwise(grad_v, v, exact, on_line, grad, kernel, *geometry)

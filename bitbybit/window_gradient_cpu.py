@@ -1,6 +1,6 @@
 """A compiled loop for the gradient that grows with a window's length; see ``hash_product``.
 
-Everything is bfloat16, channels-last, as its bits: uint16.  Sums are float32.
+Everything is channels-last, in float32 or in bfloat16, as its bits: uint16.  Sums are float32.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ def _load(typingctx: Any, array: Any, index: Any) -> Any:
     vector = Vector(types.float32, _LANES)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if signature.args[0].dtype == types.float32:
+            words = _pointer(context, builder, signature.args[0], args[0], args[1], vector.llvm)
+            return builder.load(words, align=4)
         halves = builder.load(_pointer(context, builder, signature.args[0], args[0], args[1], _HALVES), align=2)
         return builder.bitcast(builder.shl(builder.zext(halves, _WORDS), _all(16)), vector.llvm)
 
@@ -37,14 +40,19 @@ def _load(typingctx: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def _store(typingctx: Any, array: Any, index: Any, vector: Any) -> Any:
-    """Writes sixteen float32 from ``array[index]`` on, rounded to the nearest, ties to even; not for NaN."""
+    """Writes sixteen float32 from ``array[index]`` on; bfloat16 is the nearest, ties to even, and not for NaN."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if signature.args[0].dtype == types.float32:
+            place = _pointer(context, builder, signature.args[0], args[0], args[1], args[2].type)
+            builder.store(args[2], place, align=4)
+            return None
         words = builder.bitcast(args[2], _WORDS)
         odd = builder.and_(builder.lshr(words, _all(16)), _all(1))
         rounded = builder.lshr(builder.add(builder.add(words, _all(0x7FFF)), odd), _all(16))
         place = _pointer(context, builder, signature.args[0], args[0], args[1], _HALVES)
         builder.store(builder.trunc(rounded, _HALVES), place, align=2)
+        return None
 
     return types.void(array, types.intp, vector), codegen
 
@@ -125,9 +133,9 @@ def add_lengthwise(
     """``grad_v`` with the gradient of what answers are beyond the line; see ``grow_with_length``.
 
     Args:
-        grad_v: bfloat16[n, c, h, w], towards v through the line; overwritten where it is channels-last.
-        v: bfloat16[n, c, h, w], whole numbers.
-        exact, on_line, grad: bfloat16[n, o, oh, ow].
+        grad_v: float32 or bfloat16[n, c, h, w], towards v through the line; overwritten where it is channels-last.
+        v: [n, c, h, w], in its type, whole numbers.
+        exact, on_line, grad: [n, o, oh, ow], in its type.
         kernel, stride, dilation: of the line.
     """
     arrays = [_images(part) for part in (grad_v, v, exact, on_line, grad)]
@@ -139,4 +147,4 @@ def add_lengthwise(
         grow_with_length(*flat, (stop - start, h, w, c), (oh, ow, o), kernel, stride, dilation, *scratch)
 
     _in_parallel(work, len(v), v[0].numel())
-    return _like(arrays[0], torch.bfloat16)
+    return _like(arrays[0], v.dtype)
