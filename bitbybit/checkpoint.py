@@ -261,7 +261,7 @@ def _reason(error: Exception) -> str:
 
 
 def read_hash_config(path: str | Path) -> HashConfig:
-    """Reads a hash configuration from a JSON file.
+    """Reads a hash configuration from a JSON file, or from the card of a checkpoint.
 
     Raises:
         ConfigError: missing or not a JSON object.
@@ -272,4 +272,6 @@ def read_hash_config(path: str | Path) -> HashConfig:
         raise ConfigError(f"{path}: not a readable hash configuration ({_reason(e)}); expected a JSON object") from e
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: expected a JSON object of layers, got {type(config).__name__}")
+    if isinstance(config.get("hash_config"), dict):
+        config = config["hash_config"]
     return config

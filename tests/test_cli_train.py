@@ -71,12 +71,11 @@ def test_a_network_of_1_bit_goes_on_with_2_and_answers_as_before(cli, small_data
     hashing = ("-k", 16, "--tile", 8, "--weights", weights)
     fitting = ("--projection-steps", 0, "--images", 16, "--no-evaluate")
     assert cli("convert", "digits_tiny", *hashing, *fitting, "-o", start).code == 0
+    going_on = ("--weights", weights, "--start", start, "--hash-config", start.with_suffix(".json"), "--code-bits", 2)
     still = ("--epochs", 1, "--holdout", 10, "--lr", 0, "--lr-codes", 0)
-    outcome = cli(
-        "train", "digits_tiny", *hashing, "--code-bits", 2, "--start", start, *still, "--export", wide, "-o",
-        tmp_path / "tuning",
-    )  # fmt: skip
+    outcome = cli("train", "digits_tiny", *going_on, *still, "--export", wide, "-o", tmp_path / "tuning")
     assert outcome.code == 0, outcome
+    assert "code_bits" not in load_checkpoint(wide).hash_config["common_params"]  # what hashes nothing stays
     before, after = (load_checkpoint(path).model for path in (start, wide))
     for one, other in zip(hash_layers(before).values(), hash_layers(after).values(), strict=True):
         assert (one.spec.code_bits, other.spec.code_bits) == (1, 2)

@@ -33,7 +33,7 @@ def allocate(
     tiling: str = hashing.TILING,
     tile: int = hashing.TILE,
     projection_bits: int = hashing.PROJECTION_BITS,
-    code_bits: int = hashing.CODE_BITS,
+    code_bits: int | None = hashing.CODE_BITS,
     seed: int = typer.Option(0, help="Of projections and of the choice of images."),
 ) -> None:
     """Measure how much each layer suffers from few bits, and spend a budget of bits where it matters most.

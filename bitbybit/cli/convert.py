@@ -31,7 +31,7 @@ def convert(
     orthogonal: bool = hashing.ORTHOGONAL,
     arithmetic: str = hashing.ARITHMETIC,
     projection_bits: int = hashing.PROJECTION_BITS,
-    code_bits: int = hashing.CODE_BITS,
+    code_bits: int | None = hashing.CODE_BITS,
     evaluate: bool = typer.Option(True, help="Measure both networks on the test split."),
     seed: int = typer.Option(0, help="Of projections and of the choice of images."),
     device: str = typer.Option("", help="cpu or cuda. [default: cuda where there is one]"),
@@ -51,6 +51,7 @@ def convert(
         hashing.common_settings(
             kernel, hash_length, tiling, tile, output_tile, centring, orthogonal, arithmetic, projection_bits, code_bits
         ),
+        code_bits,
     )
     from bitbybit.checkpoint import save_checkpoint
     from bitbybit.conversion import convert as run_conversion

@@ -16,8 +16,16 @@ CENTRING = typer.Option(True, help="Hash x minus its mean.")
 ORTHOGONAL = typer.Option(True, help="Draw projections in orthogonal blocks.")
 ARITHMETIC = typer.Option("integer", help="integer (fast and most accurate) or float (cosine of angles).")
 PROJECTION_BITS = typer.Option(8, help="Bits of an entry of P (integer arithmetic): 2 to 8; 4 need half the bytes.")
-CODE_BITS = typer.Option(1, help="Bits of a weight's code for each of the input's (integer arithmetic): 1 to 4.")
-HASH_CONFIG = typer.Option(None, help="JSON file with a configuration for every layer, instead of these options.")
+CODE_BITS = typer.Option(
+    None,
+    help="Bits of a weight's code for each of the input's (integer arithmetic): 1 to 4. [default: 1, or as "
+    "--hash-config says]",
+)
+HASH_CONFIG = typer.Option(
+    None,
+    help="JSON file with a configuration for every layer, or a checkpoint's card, instead of these options; "
+    "--code-bits holds for it too.",
+)
 
 
 def common_settings(
@@ -30,7 +38,7 @@ def common_settings(
     orthogonal: bool,
     arithmetic: str,
     projection_bits: int,
-    code_bits: int,
+    code_bits: int | None,
 ) -> dict[str, Any]:
     """The options as the entry that ``patch_model`` takes for every layer."""
     return {
@@ -43,12 +51,20 @@ def common_settings(
         "orthogonal": orthogonal,
         "arithmetic": arithmetic,
         "projection_bits": projection_bits,
-        "code_bits": code_bits,
+        "code_bits": 1 if code_bits is None else code_bits,
     }
 
 
-def checked_config(model: str, path: Path | None, common: dict[str, Any]) -> dict[str, Any]:
+def checked_config(
+    model: str, path: Path | None, common: dict[str, Any], code_bits: int | None = None
+) -> dict[str, Any]:
     """The configuration from a file or from the options, refused now where it does not fit the backbone.
+
+    Args:
+        model: the backbone's name.
+        path: the file; None takes the options.
+        common: the options, from ``common_settings``.
+        code_bits: of every layer that the file hashes; None leaves them as they are.
 
     Raises:
         ConfigError: the file or a setting cannot be used.
@@ -58,8 +74,17 @@ def checked_config(model: str, path: Path | None, common: dict[str, Any]) -> dic
     from bitbybit.utils.models import get_backbone
 
     config = read_hash_config(path) if path else {"common_params": common}
+    if path and code_bits is not None:
+        config = {name: _with_code_bits(entry, code_bits) for name, entry in config.items()}
     patch_model(get_backbone(model, pretrained=False), config)
     return config
+
+
+def _with_code_bits(entry: Any, bits: int) -> Any:
+    """A layer's entry with other code bits; as it is where it hashes nothing or is none, which is refused later."""
+    if not isinstance(entry, dict) or entry.get("hash_kernel_type") == "none":
+        return entry
+    return entry | {"code_bits": bits}
 
 
 def is_integer(config: dict[str, Any]) -> bool:

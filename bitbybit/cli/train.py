@@ -38,7 +38,7 @@ def train(
     orthogonal: bool = hashing.ORTHOGONAL,
     arithmetic: str = hashing.ARITHMETIC,
     projection_bits: int = hashing.PROJECTION_BITS,
-    code_bits: int = hashing.CODE_BITS,
+    code_bits: int | None = hashing.CODE_BITS,
     epochs: int = typer.Option(10, help="Passes over the training images."),
     batch_size: int = typer.Option(128, help="Images in a step."),
     optimizer: str = typer.Option("", help="adam or sgd. [default: adam, sgd with --float]"),
@@ -105,7 +105,7 @@ def train(
         common = hashing.common_settings(
             kernel, hash_length, tiling, tile, output_tile, centring, orthogonal, arithmetic, projection_bits, code_bits
         )
-        config = hashing.checked_config(model, hash_config, common)
+        config = hashing.checked_config(model, hash_config, common, code_bits)
     integer = config is not None and hashing.is_integer(config)
     options = TrainOptions(
         model=model,

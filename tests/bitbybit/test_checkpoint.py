@@ -229,6 +229,8 @@ def test_reads_a_configuration_from_json_or_says_why_not(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"fc": HASHING}))
     assert read_hash_config(path) == {"fc": HASHING}
+    path.write_text(json.dumps({"model": "digits_tiny", "hash_config": {"fc": HASHING}}))  # a card
+    assert read_hash_config(path) == {"fc": HASHING}
     for text in ("{", "[]"):
         path.write_text(text)
         with pytest.raises(ConfigError, match="expected a JSON object"):
