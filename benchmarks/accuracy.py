@@ -1,7 +1,7 @@
 """The table of shipped networks, accuracy beside cost, from the files in a folder; nothing is measured anew.
 
-Accuracies are those of each artifact's ``.verify.json``, costs are counted from the checkpoint.  Prints a Markdown
-table; ``-o`` writes it as JSON, ``--plot`` as a picture of accuracy lost against what an image costs.
+Accuracies are those of each artifact's ``.verify.json``, costs those that ``bitbybit inspect --costs`` prints.
+Prints a Markdown table; ``-o`` writes it as JSON, ``--plot`` as a picture of accuracy lost against what an image costs.
 
     python benchmarks/accuracy.py artifacts -o benchmarks/results/accuracy.json --plot docs/accuracy.png
 """
@@ -16,13 +16,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bitbybit.artifact import INPUT_SHAPE
+from bitbybit.artifact_costs import artifact_costs
 from bitbybit.checkpoint import load_checkpoint
 from bitbybit.energy import hashed_energy
-from bitbybit.model_costs import model_costs
 from bitbybit.patching import hash_layers
 from bitbybit.utils.files import write_json
 from bitbybit.utils.score import Operations, count_operations, score_from_operations
+from runtime.loader import load_model
 
 COLUMNS = {
     "network": "network",
@@ -56,7 +56,7 @@ def row_of(artifact: Path) -> dict[str, Any]:
     arithmetic = f"{spec.arithmetic} arithmetic"
     arithmetic += f", codes of {spec.code_bits} bits" if spec.code_bits != 1 else ""
     bits = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
-    operations, costs = count_operations(checkpoint.model), model_costs(checkpoint.model, INPUT_SHAPE)
+    operations, costs = count_operations(checkpoint.model), artifact_costs(load_model(artifact))
     reference, accuracy = checkpoint.card["float_test_accuracy"], parity["torch_accuracy"]
     runtime = next(program for program in parity["programs"] if program["name"] == "runtime")
     return {
