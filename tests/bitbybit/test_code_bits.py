@@ -95,12 +95,17 @@ def test_packed_answers_are_the_same_to_the_last_bit(tiling):
             assert torch.equal(layer(x), plain)
 
 
-@pytest.mark.parametrize("tiling", ["pixel", "patch"])
-def test_more_bits_lose_less_of_a_layer(tiling):
+def images_and_answers():
+    """Images and what a convolution of 8 channels to 6 makes of them."""
     torch.manual_seed(0)
     module = nn.Conv2d(8, 6, 3, padding=1)
     x = torch.relu(torch.randn(24, 8, 9, 8))
-    y = module(x).detach()
+    return x, module(x).detach()
+
+
+@pytest.mark.parametrize("tiling", ["pixel", "patch"])
+def test_more_bits_lose_less_of_a_layer(tiling):
+    x, y = images_and_answers()
     lost = []
     for bits in (1, 2, 3):
         _, layer = conv_layer(channels=8, outputs=6, tiling=tiling, code_bits=bits, hash_length=48)
@@ -112,10 +117,7 @@ def test_more_bits_lose_less_of_a_layer(tiling):
 
 
 def test_the_search_of_wide_layers_comes_near_to_that_of_others(monkeypatch):
-    torch.manual_seed(0)
-    module = nn.Conv2d(8, 6, 3, padding=1)
-    x = torch.relu(torch.randn(24, 8, 9, 8))
-    y = module(x).detach()
+    x, y = images_and_answers()
     lost = []
     for most in (9216, 500):  # 432 features of two bits each
         monkeypatch.setattr("bitbybit.conversion.MOST_FEATURES", most)
