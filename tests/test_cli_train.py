@@ -90,8 +90,10 @@ def test_teachers_answers_are_kept_where_they_are_told(cli, small_data, tmp_path
     assert cli(*FLOAT, "-o", tmp_path / "run").code == 0
     options = ("--weights", tmp_path / "run" / "model.pth", "-k", 16, "--tile", 8, "--projection-steps", 0)
     options += ("--distill", 0.7, "--epochs", 3, "--holdout", 10, "--repeat-epochs", 2)
-    outcome = cli("train", "digits_tiny", *options, "--answers-dir", tmp_path / "kept", "-o", tmp_path / "tuning")
+    keeping = ("--answers-dir", tmp_path / "kept", "--export", tmp_path / "net.pth")
+    outcome = cli("train", "digits_tiny", *options, *keeping, "-o", tmp_path / "tuning")
     assert outcome.code == 0, outcome
+    assert str(tmp_path) not in (tmp_path / "net.json").read_text()  # a card names no folder of this machine
     assert len(files_below(tmp_path / "kept")) == 2
     refused(
         cli("train", "digits_tiny", *options, "--hints", 0.5, "-o", tmp_path / "other"),
