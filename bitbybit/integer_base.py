@@ -220,11 +220,9 @@ class IntegerHashLayer(nn.Module):
         return self._keep("projections", self.tile_projections)
 
     @torch.no_grad()
-    def _features(
-        self, v: Tensor, projections: list[Tensor], noise: Disturbance | None, known: Tensor | None = None
-    ) -> Tensor:
-        """Sign features of centred images under what disturbs the projections, with norms where they are known."""
-        features, dtype, tile = [], v.dtype, 0
+    def _features(self, v: Tensor, projections: list[Tensor], noise: Disturbance | None) -> Tensor:
+        """Sign features of centred images under what disturbs the projections."""
+        features, dtype = [], v.dtype
         kernel, stride, _ = self._encode_geometry()
         fast = gpu_kernels(v, dtype) if noise is None and kernel == (1, 1) else None
         if fast and fast.fits(self.tile_size, self.spec.hash_length):
@@ -237,8 +235,7 @@ class IntegerHashLayer(nn.Module):
             convolutions = self._convolutions(written(noise, projections))
         for index, (channels, projection, mask) in enumerate(convolutions):
             part = v[:, channels] if channels != slice(0, v.shape[1]) else v
-            norms = self._norms(part, mask) if known is None else known[:, tile : tile + len(mask)]
-            tile += len(mask)
+            norms = self._norms(part, mask)
             features.append(sign_features(self._seen(noise, index, part, projection), norms.to(dtype)))
         return features[0] if len(features) == 1 else torch.cat(features, 1)
 
@@ -299,7 +296,7 @@ class IntegerHashLayer(nn.Module):
             if answers_are_packed() and self.noise is None and not self.real_codes and not x.is_cuda:
                 _, q = self._centred(x.float(), torch.bfloat16)
                 if q is not None:
-                    return self._packed_answer(q, self.tile_projections())[0]
+                    return self._packed_answer(q, self.tile_projections()).values
             acc = self._correlate(self.sign_features(x.float()))
             return acc * self.scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
 
@@ -313,29 +310,31 @@ class IntegerHashLayer(nn.Module):
         codes, bias = codes.to(dtype), self.bias.to(dtype)
         sampled = max(1, round(self.code_share * len(x)))
         v, q = self._centred(x, dtype)
-        still, exact, norms = v.detach(), None, None
+        still, packed = v.detach(), None
         stride, dilation = self._dot_geometry()
 
         def correlated(features: Tensor) -> Tensor:
             return F.conv2d(features, codes.detach(), bias.detach(), stride=stride, dilation=dilation)
 
         if q is not None and not self.real_codes:
-            packed, norms = self._packed_answer(q, projections)
-            exact = packed.to(dtype)
-        if exact is not None and norms is not None and self.noise is None:
-            answer, features = exact, self._features(still[:sampled], projections, None, norms[:sampled])
+            packed = self._packed_answer(q, projections)
+        if packed is not None and self.noise is None:
+            answer = exact = packed.values.to(dtype)
+            features = packed.sign_features(sampled, dtype)
         else:
-            features = self._features(still, projections, self.noise, norms)
-            answer = correlated(features)
-            if exact is None:
-                exact = answer if self.noise is None else correlated(self._features(still, projections, None))
+            features = self._features(still, projections, self.noise)
+            answer = exact = correlated(features)
+            if packed is not None:
+                exact = packed.values.to(dtype)
+            elif self.noise is not None:
+                exact = correlated(self._features(still, projections, None))
             features = features if sampled == len(x) else features[:sampled].clone()
         geometries = tuple(of_line), (stride, dilation)
         return HashProduct.apply(v, line, codes, bias, answer, exact, features, rows.detach(), geometries)
 
     @torch.no_grad()
-    def _packed_answer(self, q: Tensor, projections: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Answers float32 and norms uint8 of quantised images, from packed bits."""
+    def _packed_answer(self, q: Tensor, projections: list[Tensor]) -> integer_cpu.PackedAnswer:
+        """Answers of quantised images, from packed bits."""
         assert integer_cpu is not None
         geometry = LayerGeometry(*self._encode_geometry(), self._pads(), *self._dot_geometry())
         return integer_cpu.packed_answer(

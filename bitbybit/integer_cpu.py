@@ -6,6 +6,8 @@ values and norms are whole numbers below 256, which both hold exactly.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,8 @@ from torch import Tensor
 
 from bitbybit.engine_cpu import _array, _bitcast, _float_bits, _in_parallel, _pool
 from bitbybit.layer_geometry import LayerGeometry, output_size
-from runtime.bitpack import pack
-from runtime.integer_layer import Geometry, Weights, empty_with_slack, run_layer
+from runtime.bitpack import pack, unpack
+from runtime.integer_layer import Answer, Geometry, Weights, empty_with_slack, run_layer
 
 _word_float = _bitcast(types.uint32, types.float32)
 _SIGN = np.uint16(0x8000)
@@ -228,6 +230,74 @@ def apply_signs(z: Tensor, norms: Tensor) -> Tensor:
     return z
 
 
+@njit(nogil=True, cache=True)
+def signed_norms(out, codes, norms, places, norm_words, sign_words):
+    """Writes ``n sign(z)`` of packed signs, as words of either float type.
+
+    Args:
+        out: uint32 or uint16[m, t, k], written.
+        codes: uint8[m, t * B].
+        norms: uint8[m, t].
+        places: intp[t, B], where the bytes of a tile's code lie.
+        norm_words: in the type of out[256], what each norm is.
+        sign_words: in the type of out[256, 8], the sign bits of each byte's bits: minus where one is 0.
+    """
+    k = out.shape[2]
+    for m in range(out.shape[0]):
+        for t in range(out.shape[1]):
+            norm = norm_words[norms[m, t]]
+            for i in range(k // 8):
+                byte = codes[m, places[t, i]]
+                for b in range(8):
+                    out[m, t, 8 * i + b] = norm ^ sign_words[byte, b]
+            for b in range(k % 8):
+                out[m, t, k // 8 * 8 + b] = norm ^ sign_words[codes[m, places[t, k // 8]], b]
+
+
+@cache
+def _words(dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """The last two arguments of ``signed_norms``, for a float type."""
+    bits = unpack(np.arange(256, dtype=np.uint8).reshape(-1, 1), 8)
+    signs = torch.where(torch.from_numpy(bits), 0.0, -0.0).to(dtype)
+    whole = {torch.float32: torch.uint32, torch.bfloat16: torch.uint16}[dtype]
+    return torch.arange(256).to(dtype).view(whole).numpy(), signs.view(whole).numpy()
+
+
+@dataclass(frozen=True)
+class PackedAnswer:
+    """What a layer answers by the kernels that artifacts run on.
+
+    Attributes:
+        values: float32[n, o, oh, ow], channels-last.
+        found: with the codes that were compared.
+        hash_length: their bits.
+    """
+
+    values: Tensor
+    found: Answer
+    hash_length: int
+
+    def sign_features(self, count: int, dtype: torch.dtype) -> Tensor:
+        """``n sign(P v)`` of the hashed positions of the first images: [count, t * k, h', w'], channels-last.
+
+        Args:
+            count: images.
+            dtype: float32 or bfloat16; norms are exact in both.
+        """
+        codes, norms = self.found.codes[:count], self.found.norms[:count]
+        (_, h, w, tiles), k = norms.shape, self.hash_length
+        norm_words, sign_words = _words(dtype)
+        out = np.empty((count * h * w, tiles, k), norm_words.dtype)
+        codes, norms = codes.reshape(len(out), -1), norms.reshape(len(out), tiles)
+
+        def work(start: int, stop: int) -> None:
+            rows = slice(start, stop)
+            signed_norms(out[rows], codes[rows], norms[rows], self.found.places, norm_words, sign_words)
+
+        _in_parallel(work, len(out), tiles * k)
+        return _like(out.view(_WRITTEN[dtype]).reshape(count, h, w, tiles * k), dtype)
+
+
 def packed_answer(
     q: Tensor,
     geometry: LayerGeometry,
@@ -240,7 +310,7 @@ def packed_answer(
     bits: Tensor,
     scale: Tensor,
     bias: Tensor,
-) -> tuple[Tensor, Tensor]:
+) -> PackedAnswer:
     """A layer's answer by the kernels that artifacts run on.
 
     Args:
@@ -253,9 +323,6 @@ def packed_answer(
         norm_scale: of norms.
         bits: bool[b * o, kh, kw, t, k], the weights' codes in b planes.
         scale, bias: float32[o].
-
-    Returns:
-        float32[n, o, oh, ow], and norms uint8[n, t, h', w'] of the hashed positions; channels-last.
     """
     left, right, top, bottom = geometry.pads
     hashed = output_size((q.shape[2], q.shape[3]), geometry.pads, geometry.kernel, geometry.stride, geometry.dilation)
@@ -269,5 +336,5 @@ def packed_answer(
         projection.numpy(), tile_size, centre.numpy(), low, norm_scale, pack(bits.numpy()), scale.numpy(), bias.numpy()
     )
     workers = torch.get_num_threads()
-    answer, norms = run_layer(weights, sliding, q.permute(0, 2, 3, 1).numpy(), _pool(workers).submit, workers)
-    return torch.from_numpy(answer).permute(0, 3, 1, 2), torch.from_numpy(norms).permute(0, 3, 1, 2)
+    found = run_layer(weights, sliding, q.permute(0, 2, 3, 1).numpy(), _pool(workers).submit, workers)
+    return PackedAnswer(torch.from_numpy(found.values).permute(0, 3, 1, 2), found, len(projection))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from runtime.bitpack import code_bytes
-from runtime.conversions import SLACK
+from runtime.conversions import SLACK, from_plain
 from runtime.kernels import lsh_conv_integer as conv_kernel
 from runtime.kernels.native import NativeCall, native_call
 from runtime.model import Array
@@ -80,7 +80,24 @@ class Weights:
     bias: Array
 
 
-def run_layer(weights: Weights, geometry: Geometry, x: Array, submit: Submit, workers: int) -> tuple[Array, Array]:
+@dataclass(frozen=True)
+class Answer:
+    """What a layer answers, and the codes that it has compared.
+
+    Attributes:
+        values: float32[n, oh, ow, o].
+        codes: uint8[n, h', w', t * B], of the hashed positions, bytes in the order of ``places``.
+        norms: uint8[n, h', w', t].
+        places: intp[t, B], where byte B of a tile's code lies.
+    """
+
+    values: Array
+    codes: Array
+    norms: Array
+    places: Array
+
+
+def run_layer(weights: Weights, geometry: Geometry, x: Array, submit: Submit, workers: int) -> Answer:
     """What ``LshEncodeInteger`` and ``LshConvInteger`` answer.
 
     Args:
@@ -91,7 +108,7 @@ def run_layer(weights: Weights, geometry: Geometry, x: Array, submit: Submit, wo
         workers: threads to share the work.
 
     Returns:
-        The answer float32[n, oh, ow, o], and norms uint8[n, h', w', t] of the hashed positions.
+        The answer, and what it was found from.
     """
     n, k = len(x), weights.projection.shape[0]
     o = len(weights.scale)
@@ -120,7 +137,8 @@ def run_layer(weights: Weights, geometry: Geometry, x: Array, submit: Submit, wo
     fields |= {"residual": 0, "out": answer, "quantised": 0}
     call = native_call(conv_kernel.lsh_conv_integer(grouping.group, rows // o), conv_kernel.ARGUMENTS, fields)
     _share(call, halves.size, submit, workers)
-    return answer, norms[..., :: grouping.repeat]
+    order = from_plain(np.arange(tiles * code).reshape(tiles, code), grouping.codes).reshape(-1)
+    return Answer(answer, codes, norms[..., :: grouping.repeat], np.argsort(order).reshape(tiles, code))
 
 
 @cache

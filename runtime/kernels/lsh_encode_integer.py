@@ -23,6 +23,7 @@ from runtime.kernels.integers import broadcast, dot_bytes, load_constant, store_
 from runtime.kernels.memory import bytes_at, int32_at, intp_at, make_record
 from runtime.kernels.narrowing import negative_bits
 from runtime.kernels.native import native
+from runtime.kernels.targets import target_has
 from runtime.kernels.vectors import load16, store_bits, store_first
 from runtime.kernels.windows import copy_bytes, gather_byte_runs
 
@@ -86,8 +87,9 @@ _arguments_at = make_record(ARGUMENTS)
 
 
 def block_of(hash_length: int) -> int:
-    """Bits that are computed at once: 64, 32 or 16."""
-    return next(block for block in (64, 32, 16) if -(-hash_length // 16) * 16 % block == 0)
+    """Bits that are computed at once: 64, 32 or 16, of which the sums of four windows fit into registers."""
+    widest = 64 if target_has("avx512f") else 32 if target_has("avx2") else 16
+    return next(block for block in (64, 32, 16) if block <= widest and -(-hash_length // 16) * 16 % block == 0)
 
 
 def lsh_encode_integer(block: int, fours: int) -> int:

@@ -254,6 +254,19 @@ def test_training_in_float32_sees_the_answers_of_the_artifacts_kernels(monkeypat
     assert torch.equal(layer.train()(x), expected) and calls == [1]
 
 
+@pytest.mark.parametrize("tiling", ["pixel", "patch"])
+@pytest.mark.parametrize("hash_length", [7, 8, 16, 32, 64, 65])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sign_features_of_packed_codes_are_those_of_projections(tiling, hash_length, dtype):
+    _, layer = conv_layer(tiling=tiling, channels=16, hash_length=hash_length)
+    x = torch.randn(3, 16, 6, 5).contiguous(memory_format=torch.channels_last)
+    v, q = layer._centred(x, dtype)
+    projections = layer.tile_projections()
+    found = layer._packed_answer(q, projections).sign_features(2, dtype)
+    expected = layer._features(v[:2].detach(), projections, None)
+    assert found.dtype == dtype and torch.equal(found, expected)
+
+
 def test_latent_codes_beyond_one_stay():
     _, layer = conv_layer()
     layer.train()

@@ -17,6 +17,7 @@ from onnx import ModelProto, NodeProto
 from bitbybit.verify.processors import PROCESSORS, Processor
 from runtime import InferenceSession
 from runtime.kernels import targets
+from runtime.kernels.lsh_encode_integer import block_of
 from runtime.reference_integer import lsh_conv_integer, lsh_encode_integer
 
 _PROGRAM = """
@@ -62,6 +63,17 @@ def test_a_target_has_what_the_host_or_the_users_choice_has(monkeypatch: pytest.
     assert targets.target_multiplies_bytes()
     monkeypatch.setattr(targets.config, "CPU_FEATURES", "", raising=False)
     assert not targets.target_permutes()
+
+
+@pytest.mark.parametrize(
+    ("features", "blocks"),
+    [("+avx2,+avx512f", [64, 64, 32, 16]), ("+avx2", [32, 32, 32, 16]), ("", [16, 16, 16, 16])],
+)
+def test_bits_computed_at_once_fit_a_targets_registers(
+    monkeypatch: pytest.MonkeyPatch, features: str, blocks: list[int]
+) -> None:
+    monkeypatch.setattr(targets.config, "CPU_FEATURES", features, raising=False)
+    assert [block_of(hash_length) for hash_length in (128, 64, 90, 48)] == blocks
 
 
 @pytest.mark.parametrize("hash_length", [64, 200])
