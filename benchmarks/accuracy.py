@@ -25,7 +25,7 @@ from bitbybit.utils.score import Operations, count_operations, score_from_operat
 from runtime.loader import load_model
 
 COLUMNS = {
-    "network": "network",
+    "network": "hashed as",
     "float_accuracy": "float",
     "accuracy": "PyTorch",
     "runtime_accuracy": "runtime",
@@ -53,8 +53,8 @@ def row_of(artifact: Path) -> dict[str, Any]:
     tile = f"tiles of {spec.input_tile_size}" if spec.input_tile_size else "one tile"
     kernel = "learned P" if spec.hash_kernel_type == "learned_projection" else "random P"
     kernel += f" of {spec.projection_bits} bits" if spec.projection_bits != 8 else ""
-    arithmetic = f"{spec.arithmetic} arithmetic"
-    arithmetic += f", codes of {spec.code_bits} bits" if spec.code_bits != 1 else ""
+    extra = ", float arithmetic" if spec.arithmetic == "float" else ""
+    extra += f", codes of {spec.code_bits} bits" if spec.code_bits != 1 else ""
     bits = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
     operations, costs = count_operations(checkpoint.model), artifact_costs(load_model(artifact))
     reference, accuracy = checkpoint.card["float_test_accuracy"], parity["torch_accuracy"]
@@ -62,7 +62,8 @@ def row_of(artifact: Path) -> dict[str, Any]:
     return {
         "file": artifact.name,
         "dataset": checkpoint.dataset,
-        "network": f"{checkpoint.name}, {spec.tiling}, {tile}, k = {bits}, {kernel}, {arithmetic}",
+        "model": checkpoint.name,
+        "network": f"{spec.tiling}, {tile}, k = {bits}, {kernel}{extra}",
         "trained": bool(checkpoint.card.get("options")),
         "float_accuracy": reference,
         "accuracy": accuracy,
@@ -94,28 +95,64 @@ def _cell(name: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def _kind(network: str) -> tuple[str, str]:
+    """How a network is hashed, in words for the legend, and the mark it gets."""
+    if "patch" in network:
+        return "patch tiling, tiles of 256", "s"
+    if "one tile" in network:
+        return "pixel tiling, one tile", "D"
+    if "random" in network:
+        return "pixel tiling, tiles of 16, random P", "^"
+    return "pixel tiling, tiles of 16", "o"
+
+
+def _short(network: str) -> str:
+    """What tells a network from others with the same mark."""
+    parts = network.split(", ")
+    bits = next(part for part in parts if part.startswith("k = "))
+    extra = [part for part in parts if part.startswith(("codes", "float"))]
+    text = ", ".join(["by layer" if " to " in bits else bits, *extra])
+    return text.replace("codes of ", "").replace(" arithmetic", "")
+
+
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Points lost against hashed operations and against energy, one mark for each network."""
+    """Points lost against hashed operations and energy: a colour for each data set, a mark for each way to hash.
+
+    A line joins the networks of a data set that no other one beats in both.
+    """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
-    numbers = {row["file"]: number for number, row in enumerate(rows, 1)}
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5.6), sharey=True, layout="constrained")
+    colours = {dataset: f"C{number}" for number, dataset in enumerate(sorted({row["dataset"] for row in rows}))}
     for axis, key, label in zip(
         axes, ("operations", "energy"), ("HDOPs / FLOPs", "estimated energy of an image, uJ"), strict=True
     ):
+        for dataset, colour in colours.items():
+            points = sorted((row[key], _lost(row)) for row in rows if row["dataset"] == dataset)
+            front = [point for i, point in enumerate(points) if all(point[1] < other[1] for other in points[:i])]
+            axis.plot(*zip(*front, strict=True), color=colour, alpha=0.4, zorder=1)
         for row in rows:
-            lost = 100 * (row["float_accuracy"] - row["accuracy"])
-            short = row["network"].replace(", learned P,", ",").replace("learned ", "").replace(" arithmetic", "")
-            axis.scatter(row[key], lost, label=f"{numbers[row['file']]}: {short}")
-            number = numbers[row["file"]]
-            shift = (6, 3 if number % 2 else -9)  # neighbours in the table may share a place
-            axis.annotate(str(number), (row[key], lost), textcoords="offset points", xytext=shift, fontsize=8)
-        axis.set(xlabel=label, ylim=(0, None))
-        axis.margins(0.12)
-        axis.grid(alpha=0.3)
+            _, mark = _kind(row["network"])
+            axis.scatter(row[key], _lost(row), color=colours[row["dataset"]], marker=mark, zorder=2)
+            text = _short(row["network"])
+            shift = (6, -9) if text.startswith("by layer") else (6, 4)  # these have neighbours
+            axis.annotate(text, (row[key], _lost(row)), textcoords="offset points", xytext=shift, fontsize=7)
+        axis.set(xlabel=label, ylim=(0, None), xscale="log" if key == "energy" else "linear")
+        axis.margins(0.2)
+        axis.grid(alpha=0.3, which="both")
+    axes[1].xaxis.set_major_formatter(plt.matplotlib.ticker.ScalarFormatter())
+    axes[1].xaxis.set_minor_formatter(plt.matplotlib.ticker.ScalarFormatter())
     axes[0].set_ylabel("points of test accuracy lost")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=2)
+    marks = dict(sorted({_kind(row["network"]) for row in rows}))
+    handles = [plt.Line2D([], [], color=colour, label=dataset) for dataset, colour in colours.items()]
+    handles += [plt.Line2D([], [], color="0.3", marker=mark, ls="", label=kind) for kind, mark in marks.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
     figure.savefig(path, dpi=150)
+
+
+def _lost(row: dict[str, Any]) -> float:
+    """Points of accuracy lost."""
+    return 100 * (row["float_accuracy"] - row["accuracy"])
 
 
 def main() -> None:
@@ -130,10 +167,12 @@ def main() -> None:
         raise SystemExit(f"{options.folder}: expected compiled artifacts (.onnx), found none")
     rows = [row_of(artifact) for artifact in artifacts]
     rows.sort(key=lambda row: (row["dataset"], row["float_accuracy"] - row["accuracy"]))
-    print("| " + " | ".join(COLUMNS.values()) + " |")
-    print("|---" * len(COLUMNS) + "|")
-    for row in rows:
-        print("| " + " | ".join(_cell(name, row[name]) for name in COLUMNS) + " |")
+    for model in dict.fromkeys(row["model"] for row in rows):
+        print(f"\n| {model}, " + " | ".join(COLUMNS.values()) + " |")
+        print("|---" * len(COLUMNS) + "|")
+        for row in rows:
+            if row["model"] == model:
+                print("| " + " | ".join(_cell(name, row[name]) for name in COLUMNS) + " |")
     if options.output:
         write_json(options.output, {"rows": rows})
     if options.plot:
