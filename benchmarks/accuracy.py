@@ -21,14 +21,17 @@ from bitbybit.checkpoint import load_checkpoint
 from bitbybit.energy import hashed_energy
 from bitbybit.patching import hash_layers
 from bitbybit.utils.files import write_json
+from bitbybit.utils.models import get_backbone
 from bitbybit.utils.score import Operations, count_operations, score_from_operations
 from runtime.loader import load_model
+from runtime.model import Model
 
 COLUMNS = {
     "network": "hashed as",
     "float_accuracy": "float",
     "accuracy": "PyTorch",
     "runtime_accuracy": "runtime",
+    "bits_per_weight": "code bits a weight",
     "operations": "HDOPs / FLOPs",
     "score": "score",
     "reads": "1-bit reads",
@@ -38,6 +41,11 @@ COLUMNS = {
     "projections": "P",
     "bytes": "artifact",
     "energy": "uJ",
+}
+AXES = {
+    "operations": "HDOPs / FLOPs",
+    "energy": "estimated energy of an image, uJ",
+    "bits_per_weight": "bits of weights' codes, for each weight",
 }
 
 
@@ -56,7 +64,8 @@ def row_of(artifact: Path) -> dict[str, Any]:
     extra = ", float arithmetic" if spec.arithmetic == "float" else ""
     extra += f", codes of {spec.code_bits} bits" if spec.code_bits != 1 else ""
     bits = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
-    operations, costs = count_operations(checkpoint.model), artifact_costs(load_model(artifact))
+    model = load_model(artifact)
+    operations, costs = count_operations(checkpoint.model), artifact_costs(model)
     reference, accuracy = checkpoint.card["float_test_accuracy"], parity["torch_accuracy"]
     runtime = next(program for program in parity["programs"] if program["name"] == "runtime")
     return {
@@ -68,6 +77,7 @@ def row_of(artifact: Path) -> dict[str, Any]:
         "float_accuracy": reference,
         "accuracy": accuracy,
         "runtime_accuracy": runtime["accuracy"],
+        "bits_per_weight": _code_bits(model) / _weights(checkpoint.name),
         "operations": operations.hdops / operations.flops,
         "score": _score(operations, reference - accuracy),
         "reads": costs.total.conversions,
@@ -78,6 +88,16 @@ def row_of(artifact: Path) -> dict[str, Any]:
         "bytes": artifact.stat().st_size,
         "energy": hashed_energy(costs).total / 1e6,
     }
+
+
+def _code_bits(model: Model) -> int:
+    """Bits of all weights' codes."""
+    return sum(8 * array.size for name, array in model.initializers.items() if name.endswith("weight_codes"))
+
+
+def _weights(backbone: str) -> int:
+    """Weights of the layers that codes stand for."""
+    return sum(p.numel() for p in get_backbone(backbone, pretrained=False).parameters() if p.ndim >= 2)
 
 
 def _score(operations: Operations, drop: float) -> float | None:
@@ -116,17 +136,15 @@ def _short(network: str) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Points lost against hashed operations and energy: a colour for each data set, a mark for each way to hash.
+    """Points lost against ``AXES``: a colour for each data set, a mark for each way to hash.
 
     A line joins the networks of a data set that no other one beats in both.
     """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 5.6), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(14, 5.6), sharey=True, layout="constrained")
     colours = {dataset: f"C{number}" for number, dataset in enumerate(sorted({row["dataset"] for row in rows}))}
-    for axis, key, label in zip(
-        axes, ("operations", "energy"), ("HDOPs / FLOPs", "estimated energy of an image, uJ"), strict=True
-    ):
+    for axis, (key, label) in zip(axes, AXES.items(), strict=True):
         for dataset, colour in colours.items():
             points = sorted((row[key], _lost(row)) for row in rows if row["dataset"] == dataset)
             front = [point for i, point in enumerate(points) if all(point[1] < other[1] for other in points[:i])]
@@ -137,11 +155,13 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             text = _short(row["network"])
             shift = (6, -9) if text.startswith("by layer") else (6, 4)  # these have neighbours
             axis.annotate(text, (row[key], _lost(row)), textcoords="offset points", xytext=shift, fontsize=7)
-        axis.set(xlabel=label, ylim=(0, None), xscale="log" if key == "energy" else "linear")
+        axis.set(xlabel=label, ylim=(0, None), xscale="linear" if key == "operations" else "log")
         axis.margins(0.2)
         axis.grid(alpha=0.3, which="both")
-    axes[1].xaxis.set_major_formatter(plt.matplotlib.ticker.ScalarFormatter())
-    axes[1].xaxis.set_minor_formatter(plt.matplotlib.ticker.ScalarFormatter())
+    axes[1].set_xticks([6, 8, 10, 20, 40], ["6", "8", "10", "20", "40"])
+    axes[2].set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
+    for axis in axes[1:]:
+        axis.minorticks_off()
     axes[0].set_ylabel("points of test accuracy lost")
     marks = dict(sorted({_kind(row["network"]) for row in rows}))
     handles = [plt.Line2D([], [], color=colour, label=dataset) for dataset, colour in colours.items()]
