@@ -7,24 +7,34 @@ from typing import Any
 
 import typer
 
-KERNEL = typer.Option("learned_projection", help="learned_projection or random_projection.")
-HASH_LENGTH = typer.Option(64, "--hash-length", "-k", help="Bits in one code.")
-TILING = typer.Option("pixel", help="pixel or patch.")
-TILE = typer.Option(16, help="Features that one hash covers; 0: all.")
-OUTPUT_TILE = typer.Option(0, help="Outputs that share a projection; 0: all (float arithmetic only).")
-CENTRING = typer.Option(True, help="Hash x minus its mean.")
-ORTHOGONAL = typer.Option(True, help="Draw projections in orthogonal blocks.")
-ARITHMETIC = typer.Option("integer", help="integer (fast and most accurate) or float (cosine of angles).")
-PROJECTION_BITS = typer.Option(8, help="Bits of an entry of P (integer arithmetic): 2 to 8; 4 need half the bytes.")
+PANEL = "Hashing"  # of --help
+
+KERNEL = typer.Option("learned_projection", help="learned_projection or random_projection.", rich_help_panel=PANEL)
+HASH_LENGTH = typer.Option(64, "--hash-length", "-k", help="Bits in one code.", rich_help_panel=PANEL)
+TILING = typer.Option("pixel", help="pixel or patch.", rich_help_panel=PANEL)
+TILE = typer.Option(16, help="Features that one hash covers; 0: all.", rich_help_panel=PANEL)
+OUTPUT_TILE = typer.Option(
+    0, help="Outputs that share a projection; 0: all (float arithmetic only).", rich_help_panel=PANEL
+)
+CENTRING = typer.Option(True, help="Hash x minus its mean.", rich_help_panel=PANEL)
+ORTHOGONAL = typer.Option(True, help="Draw projections in orthogonal blocks.", rich_help_panel=PANEL)
+ARITHMETIC = typer.Option(
+    "integer", help="integer (fast and most accurate) or float (cosine of angles).", rich_help_panel=PANEL
+)
+PROJECTION_BITS = typer.Option(
+    8, help="Bits of an entry of P (integer arithmetic): 2 to 8; 4 need half the bytes.", rich_help_panel=PANEL
+)
 CODE_BITS = typer.Option(
     None,
     help="Bits of a weight's code for each of the input's (integer arithmetic): 1 to 4. [default: 1, or as "
     "--hash-config says]",
+    rich_help_panel=PANEL,
 )
 HASH_CONFIG = typer.Option(
     None,
     help="JSON file with a configuration for every layer, or a checkpoint's card, instead of these options; "
     "--code-bits holds for it too.",
+    rich_help_panel=PANEL,
 )
 
 

@@ -17,6 +17,9 @@ from bitbybit.cli.console import output, percent, progress_bar
 FLOAT_DEFAULTS = {"optimizer": "sgd", "lr": 0.2, "weight_decay": 5e-4, "warmup": 0.2}
 HASHED_DEFAULTS = {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "warmup": 0.05}
 
+# Panels of --help.
+STEPS, TEACHERS, ERRORS = "Steps and rates", "Learning from float networks", "Training under analog errors"
+
 
 def train(
     model: str = typer.Argument(..., help="Backbone, for example cifar10_resnet20."),
@@ -39,45 +42,72 @@ def train(
     arithmetic: str = hashing.ARITHMETIC,
     projection_bits: int = hashing.PROJECTION_BITS,
     code_bits: int | None = hashing.CODE_BITS,
-    epochs: int = typer.Option(10, help="Passes over the training images."),
-    batch_size: int = typer.Option(128, help="Images in a step."),
-    optimizer: str = typer.Option("", help="adam or sgd. [default: adam, sgd with --float]"),
-    lr: float | None = typer.Option(None, help="Peak rate of weights. [default: 0.001, 0.2 with --float]"),
-    lr_projection: float | None = typer.Option(
-        None, help="Peak rate of learned projections. [default: 0.0005; 0 in integer arithmetic]"
+    epochs: int = typer.Option(10, help="Passes over the training images.", rich_help_panel=STEPS),
+    batch_size: int = typer.Option(128, help="Images in a step.", rich_help_panel=STEPS),
+    optimizer: str = typer.Option("", help="adam or sgd. [default: adam, sgd with --float]", rich_help_panel=STEPS),
+    lr: float | None = typer.Option(
+        None, help="Peak rate of weights. [default: 0.001, 0.2 with --float]", rich_help_panel=STEPS
     ),
-    lr_codes: float = typer.Option(1e-2, help="Peak rate of latent weight codes (integer arithmetic)."),
+    lr_projection: float | None = typer.Option(
+        None,
+        help="Peak rate of learned projections. [default: 0.0005; 0 in integer arithmetic]",
+        rich_help_panel=STEPS,
+    ),
+    lr_codes: float = typer.Option(
+        1e-2, help="Peak rate of latent weight codes (integer arithmetic).", rich_help_panel=STEPS
+    ),
     code_share: float | None = typer.Option(
         None,
         help="Share of a batch that the gradient of weight codes is taken from (integer arithmetic). "
         "[default: 0.25, 1 on a GPU]",
+        rich_help_panel=STEPS,
     ),
-    weight_decay: float | None = typer.Option(None, help="[default: 0, 0.0005 with --float]"),
-    warmup: float | None = typer.Option(None, help="Share of rising steps. [default: 0.05, 0.2 with --float]"),
-    label_smoothing: float = typer.Option(0.0, help="Of the cross entropy."),
-    distill: float = typer.Option(0.0, help="Weight of the float network's soft targets, 0 to 1."),
-    hints: float = typer.Option(0.0, help="Weight of the float network's block outputs in the loss."),
-    temperature: float = typer.Option(4.0, help="Of the soft targets."),
+    weight_decay: float | None = typer.Option(None, help="[default: 0, 0.0005 with --float]", rich_help_panel=STEPS),
+    warmup: float | None = typer.Option(
+        None, help="Share of rising steps. [default: 0.05, 0.2 with --float]", rich_help_panel=STEPS
+    ),
+    label_smoothing: float = typer.Option(0.0, help="Of the cross entropy.", rich_help_panel=STEPS),
+    distill: float = typer.Option(
+        0.0, help="Weight of the float network's soft targets, 0 to 1.", rich_help_panel=TEACHERS
+    ),
+    hints: float = typer.Option(
+        0.0, help="Weight of the float network's block outputs in the loss.", rich_help_panel=TEACHERS
+    ),
+    temperature: float = typer.Option(4.0, help="Of the soft targets.", rich_help_panel=TEACHERS),
     teacher: list[str] = typer.Option(
         [],
         help="State dict of another float network, whose soft targets are averaged with the float network's; "
         "of another backbone as NAME=PATH. Can be given several times.",
+        rich_help_panel=TEACHERS,
     ),
     repeat_epochs: int = typer.Option(
         0,
         min=0,
         help="Epochs after which batches come again, crops and all, and the float networks are not asked any more: "
         "their answers are kept in files. 0: never.",
+        rich_help_panel=TEACHERS,
     ),
-    answers_dir: str = typer.Option("", help="Folder of these files, which runs may share. [default: the run's]"),
-    holdout: int = typer.Option(5000, help="Training images held out to choose the epoch; 0: none."),
-    calibration: int = typer.Option(1024, help="Images for centres and batch-norm statistics."),
-    projection_steps: int = typer.Option(150, min=0, help="Steps of fitting each layer's learned projections first."),
-    comparator_offset: float = typer.Option(0.0, help="Train under offsets of the 1-bit reads; see docs/noise.md."),
-    comparator_noise: float = typer.Option(0.0, help="Train under noise of the 1-bit reads."),
-    projection_noise: float = typer.Option(0.0, help="Train under relative errors of the entries of P."),
+    answers_dir: str = typer.Option(
+        "", help="Folder of these files, which runs may share. [default: the run's]", rich_help_panel=TEACHERS
+    ),
+    holdout: int = typer.Option(
+        5000, help="Training images held out to choose the epoch; 0: none.", rich_help_panel=STEPS
+    ),
+    calibration: int = typer.Option(1024, help="Images for centres and batch-norm statistics.", rich_help_panel=STEPS),
+    projection_steps: int = typer.Option(
+        150, min=0, help="Steps of fitting each layer's learned projections first.", rich_help_panel=STEPS
+    ),
+    comparator_offset: float = typer.Option(
+        0.0, help="Train under offsets of the 1-bit reads; see docs/noise.md.", rich_help_panel=ERRORS
+    ),
+    comparator_noise: float = typer.Option(0.0, help="Train under noise of the 1-bit reads.", rich_help_panel=ERRORS),
+    projection_noise: float = typer.Option(
+        0.0, help="Train under relative errors of the entries of P.", rich_help_panel=ERRORS
+    ),
     frozen_norms: bool | None = typer.Option(
-        None, help="Keep the float network's batch-norm statistics. [default: in integer arithmetic]"
+        None,
+        help="Keep the float network's batch-norm statistics. [default: in integer arithmetic]",
+        rich_help_panel=STEPS,
     ),
     seed: int = typer.Option(0, help="Of everything that is random."),
     device: str = typer.Option("", help="cpu or cuda. [default: cuda where there is one]"),
