@@ -61,8 +61,11 @@ def row_of(artifact: Path) -> dict[str, Any]:
     tile = f"tiles of {spec.input_tile_size}" if spec.input_tile_size else "one tile"
     kernel = "learned P" if spec.hash_kernel_type == "learned_projection" else "random P"
     kernel += f" of {spec.projection_bits} bits" if spec.projection_bits != 8 else ""
-    extra = ", float arithmetic" if spec.arithmetic == "float" else ""
-    extra += f", codes of {spec.code_bits} bits" if spec.code_bits != 1 else ""
+    extra, brief = "", "k = " + str(lengths[0]) if len(lengths) == 1 else "by layer"
+    if spec.arithmetic == "float":
+        extra, brief = extra + ", float arithmetic", brief + ", float"
+    if spec.code_bits != 1:
+        extra, brief = extra + f", codes of {spec.code_bits} bits", brief + f", {spec.code_bits} bits"
     bits = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
     model = load_model(artifact)
     operations, costs = count_operations(checkpoint.model), artifact_costs(model)
@@ -73,6 +76,8 @@ def row_of(artifact: Path) -> dict[str, Any]:
         "dataset": checkpoint.dataset,
         "model": checkpoint.name,
         "network": f"{spec.tiling}, {tile}, k = {bits}, {kernel}{extra}",
+        "kind": f"{spec.tiling} tiling, {tile}" + (", random P" if kernel.startswith("random") else ""),
+        "brief": brief,
         "trained": bool(checkpoint.card.get("options")),
         "float_accuracy": reference,
         "accuracy": accuracy,
@@ -115,26 +120,6 @@ def _cell(name: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _kind(network: str) -> tuple[str, str]:
-    """How a network is hashed, in words for the legend, and the mark it gets."""
-    if "patch" in network:
-        return "patch tiling, tiles of 256", "s"
-    if "one tile" in network:
-        return "pixel tiling, one tile", "D"
-    if "random" in network:
-        return "pixel tiling, tiles of 16, random P", "^"
-    return "pixel tiling, tiles of 16", "o"
-
-
-def _short(network: str) -> str:
-    """What tells a network from others with the same mark."""
-    parts = network.split(", ")
-    bits = next(part for part in parts if part.startswith("k = "))
-    extra = [part for part in parts if part.startswith(("codes", "float"))]
-    text = ", ".join(["by layer" if " to " in bits else bits, *extra])
-    return text.replace("codes of ", "").replace(" arithmetic", "")
-
-
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Points lost against ``AXES``: a colour for each data set, a mark for each way to hash.
 
@@ -144,17 +129,16 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = plt.subplots(1, 3, figsize=(14, 5.6), sharey=True, layout="constrained")
     colours = {dataset: f"C{number}" for number, dataset in enumerate(sorted({row["dataset"] for row in rows}))}
+    marks = dict(zip(sorted({row["kind"] for row in rows}), "sDo^vPX", strict=False))
     for axis, (key, label) in zip(axes, AXES.items(), strict=True):
         for dataset, colour in colours.items():
             points = sorted((row[key], _lost(row)) for row in rows if row["dataset"] == dataset)
             front = [point for i, point in enumerate(points) if all(point[1] < other[1] for other in points[:i])]
             axis.plot(*zip(*front, strict=True), color=colour, alpha=0.4, zorder=1)
         for row in rows:
-            _, mark = _kind(row["network"])
-            axis.scatter(row[key], _lost(row), color=colours[row["dataset"]], marker=mark, zorder=2)
-            text = _short(row["network"])
-            shift = (6, -9) if text.startswith("by layer") else (6, 4)  # these have neighbours
-            axis.annotate(text, (row[key], _lost(row)), textcoords="offset points", xytext=shift, fontsize=7)
+            axis.scatter(row[key], _lost(row), color=colours[row["dataset"]], marker=marks[row["kind"]], zorder=2)
+            shift = (6, -9) if row["brief"].startswith("by layer") else (6, 4)  # these have neighbours
+            axis.annotate(row["brief"], (row[key], _lost(row)), textcoords="offset points", xytext=shift, fontsize=7)
         axis.set(xlabel=label, ylim=(0, None), xscale="linear" if key == "operations" else "log")
         axis.margins(0.2)
         axis.grid(alpha=0.3, which="both")
@@ -163,7 +147,6 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     for axis in axes[1:]:
         axis.minorticks_off()
     axes[0].set_ylabel("points of test accuracy lost")
-    marks = dict(sorted({_kind(row["network"]) for row in rows}))
     handles = [plt.Line2D([], [], color=colour, label=dataset) for dataset, colour in colours.items()]
     handles += [plt.Line2D([], [], color="0.3", marker=mark, ls="", label=kind) for kind, mark in marks.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
