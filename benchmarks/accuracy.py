@@ -121,36 +121,55 @@ def _cell(name: str, value: Any) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Points lost against ``AXES``: a colour for each data set, a mark for each way to hash.
+    """Points lost against ``AXES``: a row of panels for each data set, a mark for each way to hash.
 
     A line joins the networks of a data set that no other one beats in both.
     """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(14, 5.6), sharey=True, layout="constrained")
-    colours = {dataset: f"C{number}" for number, dataset in enumerate(sorted({row["dataset"] for row in rows}))}
-    marks = dict(zip(sorted({row["kind"] for row in rows}), "sDo^vPX", strict=False))
-    for axis, (key, label) in zip(axes, AXES.items(), strict=True):
-        for dataset, colour in colours.items():
-            points = sorted((row[key], _lost(row)) for row in rows if row["dataset"] == dataset)
-            front = [point for i, point in enumerate(points) if all(point[1] < other[1] for other in points[:i])]
-            axis.plot(*zip(*front, strict=True), color=colour, alpha=0.4, zorder=1)
-        for row in rows:
-            axis.scatter(row[key], _lost(row), color=colours[row["dataset"]], marker=marks[row["kind"]], zorder=2)
-            shift = (6, -9) if row["brief"].startswith("by layer") else (6, 4)  # these have neighbours
-            axis.annotate(row["brief"], (row[key], _lost(row)), textcoords="offset points", xytext=shift, fontsize=7)
-        axis.set(xlabel=label, ylim=(0, None), xscale="linear" if key == "operations" else "log")
-        axis.margins(0.2)
-        axis.grid(alpha=0.3, which="both")
-    axes[1].set_xticks([6, 8, 10, 20, 40], ["6", "8", "10", "20", "40"])
-    axes[2].set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
-    for axis in axes[1:]:
-        axis.minorticks_off()
-    axes[0].set_ylabel("points of test accuracy lost")
-    handles = [plt.Line2D([], [], color=colour, label=dataset) for dataset, colour in colours.items()]
-    handles += [plt.Line2D([], [], color="0.3", marker=mark, ls="", label=kind) for kind, mark in marks.items()]
+    datasets = sorted({row["dataset"] for row in rows})
+    kinds = sorted({row["kind"] for row in rows})
+    styles = {kind: (mark, f"C{number}") for number, (kind, mark) in enumerate(zip(kinds, "sDo^vPX", strict=False))}
+    size = (14, 4.2 * len(datasets) + 0.4)
+    figure, grid = plt.subplots(
+        len(datasets), 3, figsize=size, sharex="col", sharey="row", layout="constrained", squeeze=False
+    )
+    for axes, dataset in zip(grid, datasets, strict=True):
+        for axis, key in zip(axes, AXES, strict=True):
+            _panel(axis, key, [row for row in rows if row["dataset"] == dataset], styles)
+        axes[0].set_ylabel(f"{dataset}: points of test accuracy lost")
+    for axis, label in zip(grid[-1], AXES.values(), strict=True):
+        axis.set_xlabel(label)
+    for axis, ticks in ((grid[-1][1], (6, 8, 10, 20, 40)), (grid[-1][2], (0.5, 1, 2, 4, 8))):
+        axis.set_xticks(ticks, map(str, ticks))
+    handles = [
+        plt.Line2D([], [], color=colour, marker=mark, ls="", label=kind) for kind, (mark, colour) in styles.items()
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
     figure.savefig(path, dpi=150)
+
+
+def _panel(axis: Any, key: str, rows: list[dict[str, Any]], styles: dict[str, tuple[str, str]]) -> None:
+    """Points lost by the networks of one data set against ``row[key]``."""
+    points = sorted((row[key], _lost(row)) for row in rows)
+    front = [point for i, point in enumerate(points) if all(point[1] < other[1] for other in points[:i])]
+    axis.plot(*zip(*front, strict=True), color="0.7", zorder=1)
+    for row in rows:
+        mark, colour = styles[row["kind"]]
+        axis.scatter(row[key], _lost(row), color=colour, marker=mark, zorder=2)
+        left = row["brief"].startswith("by layer")  # these have neighbours at their right
+        axis.annotate(
+            row["brief"],
+            (row[key], _lost(row)),
+            textcoords="offset points",
+            xytext=(-6, -9) if left else (6, -9) if "random" in row["kind"] else (6, 4),
+            ha="right" if left else "left",
+            fontsize=8,
+        )
+    axis.set(ylim=(0, None), xscale="linear" if key == "operations" else "log")
+    axis.margins(x=0.3, y=0.2)  # room for words
+    axis.grid(alpha=0.3, which="both")
+    axis.minorticks_off()
 
 
 def _lost(row: dict[str, Any]) -> float:
