@@ -22,6 +22,8 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from bitbybit.disturbance import Disturbance
+from bitbybit.polynomials import COSINE, SINE
+from bitbybit.utils.devices import has_bfloat16
 
 try:
     from bitbybit import engine_cpu
@@ -54,9 +56,7 @@ def code_dtype(values: Tensor, hash_length: int) -> torch.dtype:
         return values.dtype
     if torch.is_grad_enabled() and not _fast_gradients.get():
         return values.dtype
-    if values.is_cuda:
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else values.dtype
-    return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16", False) else values.dtype
+    return torch.bfloat16 if has_bfloat16(values.device) else values.dtype
 
 
 def _compiled(values: Tensor, codes: torch.dtype, size: int) -> bool:
@@ -322,12 +322,6 @@ class _Correlate(Function):
         return grad_codes, grad_norms, grad_weight_codes, grad_scales, None
 
 
-# Least-squares fits in s * s on [-1, 1]; largest errors 7e-9 and 5e-8, no more than float32 rounding.
-# Vectorised multiply-adds are several times faster here than the library's sine and cosine.
-_SINE = (1.5707963197623442, -0.6459637562409781, 0.07968990721711677, -0.004674129940871685, 0.0001516658408021454)
-_COSINE = (0.9999999532476085, -1.2336982076549108, 0.25365070955391167, -0.02081057137626241, 0.0008581625433496387)
-
-
 def _polynomial(u: Tensor, coefficients: tuple[float, ...]) -> Tensor:
     """Horner's scheme, in one buffer."""
     p = torch.full_like(u, coefficients[-1])
@@ -338,12 +332,12 @@ def _polynomial(u: Tensor, coefficients: tuple[float, ...]) -> Tensor:
 
 def sine(s: Tensor) -> Tensor:
     """``sin(pi/2 s)`` for s in [-1, 1]: float[...]."""
-    return _polynomial(s * s, _SINE).mul_(s)
+    return _polynomial(s * s, SINE).mul_(s)
 
 
 def cosine(s: Tensor) -> Tensor:
     """``cos(pi/2 s)`` for s in [-1, 1]: float[...]."""
-    return _polynomial(s * s, _COSINE)
+    return _polynomial(s * s, COSINE)
 
 
 def _chunks(images: int, elements_per_image: int) -> list[tuple[int, int]]:

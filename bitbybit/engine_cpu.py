@@ -25,6 +25,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from bitbybit.polynomials import COSINE, SINE
+
 if TYPE_CHECKING:
     from bitbybit.engine import Fold
 
@@ -32,10 +34,6 @@ SERIAL_ELEMENTS = 1 << 15  # below this handing work to threads costs more than 
 PARTS_PER_WORKER = 2  # a thread that is held up leaves its second part to the others
 CHUNK_ELEMENTS = 1 << 20  # slopes at once on a thread: they stay in the last-level cache
 WORD_BITS = 32  # as wide as a float, so that counts fill the lanes that the polynomial uses
-
-# Least-squares fits in s * s on [-1, 1]; largest errors 7e-9 and 5e-8, no more than float32 rounding.
-SINE = (1.5707963197623442, -0.6459637562409781, 0.07968990721711677, -0.004674129940871685, 0.0001516658408021454)
-COSINE = (0.9999999532476085, -1.2336982076549108, 0.25365070955391167, -0.02081057137626241, 0.0008581625433496387)
 
 _A0, _A1, _A2, _A3, _A4 = (np.float32(c) for c in SINE)
 _B0, _B1, _B2, _B3, _B4 = (np.float32(c) for c in COSINE)

@@ -20,6 +20,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from bitbybit.integer_base import IntegerHashLayer
+from bitbybit.utils.devices import has_bfloat16
 
 STEPS = 150
 RATE = 0.1  # of Adam, for entries of P, in units of their root mean square
@@ -105,7 +106,8 @@ def fit_projections(
             scheduler.step()
         if kept < len(image) and left_out() >= before:
             for matrix, start in zip(matrices, drawn, strict=True):
-                matrix.data.copy_(start)
+                with torch.no_grad():
+                    matrix.copy_(start)
 
 
 def images_fitted(count: int) -> int:
@@ -127,11 +129,9 @@ def _optimizer(matrices: list[nn.Parameter], weight: Tensor, shift: Tensor, answ
 
 def _narrow(image: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Products in bfloat16 where the processor has them; codes are found anew, exactly, afterwards."""
-    if image.is_cuda:
-        fast = torch.cuda.is_bf16_supported()
-    else:
-        fast = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
-    return torch.autocast(image.device.type, torch.bfloat16) if fast else contextlib.nullcontext()
+    if has_bfloat16(image.device):
+        return torch.autocast(image.device.type, torch.bfloat16)
+    return contextlib.nullcontext()
 
 
 def _trained_features(layer: IntegerHashLayer, image: Tensor, width: float) -> Tensor:
