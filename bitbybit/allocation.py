@@ -3,7 +3,8 @@
 What an error of a layer's answer costs is estimated to second order: the expected rise of the loss is
 ``1/2 sum_o E[g_o^2] e_o``, with ``g`` the gradient of the network's own divergence at the layer's answer (an empirical
 Fisher diagonal) and ``e_o`` the mean square error of output o.  The errors are measured: every layer is fitted at
-several lengths, as conversion does.  A greedy walk along the convex hull of (operations, cost) then spends the budget.
+several lengths, with projections as drawn.  A greedy walk along the convex hull of (operations, cost) then spends the
+budget.
 """
 
 from __future__ import annotations
@@ -192,8 +193,9 @@ def allocate(layers: Sequence[LayerSensitivity], budget: float, *, least: float 
     """Spends hashed operations where they lower the expected loss most.
 
     Starts with every layer at its shortest length and takes, again and again, the step along a layer's convex hull
-    that saves most for each operation, while the budget lasts.  If that leaves fewer operations than ``least``, the
-    smallest step that reaches them follows, although it may pass the budget.
+    that saves most for each operation, while the budget lasts and longer codes save anything.  If that leaves fewer
+    operations than ``least``, the smallest step that reaches them follows, although it may pass the budget; where none
+    does, the smallest ones before it.
 
     Args:
         layers: their sensitivities.
@@ -201,7 +203,7 @@ def allocate(layers: Sequence[LayerSensitivity], budget: float, *, least: float 
         least: hashed operations at least; the score refuses fewer than the replaced ones.
 
     Raises:
-        ConfigError: the shortest lengths already pass the budget, or no step from what it buys reaches ``least``.
+        ConfigError: the shortest lengths already pass the budget, or the longest do not reach ``least``.
     """
     chosen = {layer.name: min(layer.cost) for layer in layers}
     by_name = {layer.name: layer for layer in layers}
@@ -221,26 +223,25 @@ def allocate(layers: Sequence[LayerSensitivity], budget: float, *, least: float 
             continue
         extra = layer.operations * (bits - chosen[name])
         if spent + extra > budget:
-            shorter = [k for k in layer.cost if chosen[name] < k < bits]
+            now = layer.cost[chosen[name]]
+            shorter = [k for k, cost in layer.cost.items() if chosen[name] < k < bits and cost < now]
             if shorter:
                 _push(queue, layer, chosen[name], max(shorter))
             continue
         spent += extra
         chosen[name] = bits
         _offer(queue, layer, bits)
-    if spent < least:
+    while spent < least:
         longer = [(layer, bits) for layer in layers for bits in layer.cost if bits > chosen[layer.name]]
+        if not longer:
+            raise ConfigError(
+                f"budget: the score needs at least {least:.0f} hashed operations, got {spent} with the longest; "
+                "offer longer codes"
+            )
         steps = [(layer.operations * (bits - chosen[layer.name]), layer.name, bits) for layer, bits in longer]
-        enough = [step for step in steps if spent + step[0] >= least]
-        if enough:
-            extra, name, bits = min(enough)
-            spent += extra
-            chosen[name] = bits
-    if spent < least:
-        raise ConfigError(
-            f"budget: the score needs at least {least:.0f} hashed operations, got {spent} within {budget:.0f}; "
-            "raise the budget or offer longer codes"
-        )
+        extra, name, bits = min([step for step in steps if spent + step[0] >= least] or steps)
+        spent += extra
+        chosen[name] = bits
     flops = sum(layer.flops for layer in layers)
     cost = sum(layer.cost[chosen[layer.name]] for layer in layers)
     return Allocation(chosen, Operations(spent, flops), cost)
@@ -248,7 +249,7 @@ def allocate(layers: Sequence[LayerSensitivity], budget: float, *, least: float 
 
 def _offer(queue: list[tuple[float, str, int]], layer: LayerSensitivity, current: int) -> None:
     """Offers the next point of the layer's convex hull: the longer code that saves most for each operation."""
-    longer = [k for k in layer.cost if k > current]
+    longer = [k for k in layer.cost if k > current and layer.cost[k] < layer.cost[current]]
     if longer:
         best = max(longer, key=lambda k: (layer.cost[current] - layer.cost[k]) / (k - current))
         _push(queue, layer, current, best)

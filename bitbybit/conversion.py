@@ -19,12 +19,14 @@ from torch.nn import functional as F
 
 from bitbybit.answers import packed_answers, whole_products
 from bitbybit.bit_search import search_codes, search_wide_codes
+from bitbybit.errors import ConfigError
 from bitbybit.exact_limits import NORM_LIMIT
 from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
 from bitbybit.integer_base import SIGNED, UNSIGNED
 from bitbybit.patching import HashConfig, hash_layers, patch_model
 from bitbybit.projection_fit import STEPS, fit_projections, images_fitted
 from bitbybit.sign_features import LATENT_MEAN, code_planes, code_step, code_values
+from runtime.opset import EXPONENT_LIMIT
 
 IntegerLayer = IntegerHashConv2d | IntegerHashLinear
 MOST_FEATURES = 9216  # whose products of all pairs are taken: 340 MB
@@ -89,13 +91,14 @@ def fit_layers(
     projection_steps: int = STEPS,
     seed: int = 0,
     compensate: bool = True,
-    quantise: bool = True,
     on_layer: OnLayer | None = None,
 ) -> None:
     """Fits every hash layer of a patched network, in the order in which data flows; see ``convert``.
 
     ``compensate`` gives a layer what the hashed layers before it answer; otherwise, what the float ones do.
-    ``quantise`` reads grids, centres and scales of norms off the data; otherwise they stay, and so do projections.
+
+    Raises:
+        ConfigError: a layer reads or answers NaN or infinity.
     """
     student.eval()
     names = _in_order(student, images[:2])
@@ -103,13 +106,14 @@ def fit_layers(
         layer = student.get_submodule(name)
         with packed_answers(), whole_products():
             x = _value(student if compensate else teacher, name, images, of_input=True)
+        _check_finite(name, "input", x)
         error = math.nan
         if isinstance(layer, IntegerLayer):
             with whole_products():
                 y = _value(teacher, name, images, of_input=False)
-            if quantise:
-                set_quantisation(layer, x)
-                learn_projections(layer, x, y, positions=positions, steps=projection_steps, seed=seed + number)
+            _check_finite(name, "answer", y)
+            set_quantisation(layer, x)
+            learn_projections(layer, x, y, positions=positions, steps=projection_steps, seed=seed + number)
             error = fit_codes(layer, x, y, positions=positions, seed=seed + number)
         elif isinstance(layer.centre, Tensor):
             layer.centre.copy_(x.mean(dim=(0, 2, 3)) if x.dim() == 4 else x.flatten(0, -2).mean(0))
@@ -117,31 +121,11 @@ def fit_layers(
             on_layer(number + 1, len(names), name, error)
 
 
-@torch.no_grad()
-def release_codes(model: nn.Module) -> None:
-    """Gives every integer layer real-valued codes, so that a network can be trained with the inputs' signs alone.
-
-    The latent codes become what the fitted codes are; ``binarise`` is the way back.
-    """
-    for layer in hash_layers(model).values():
-        if isinstance(layer, IntegerLayer):
-            layer.code_weight.copy_(layer.code_values())
-            layer.real_codes = True
-
-
-@torch.no_grad()
-def binarise(
-    model: nn.Module, images: Tensor, *, positions: int = 24_000, seed: int = 0, on_layer: OnLayer | None = None
-) -> None:
-    """Finds bits for real-valued codes, layer after layer, each fitted to the answers of the network as it was.
-
-    Projections, centres and grids stay as they were trained.
-    """
-    teacher = copy.deepcopy(model).eval()
-    for layer in hash_layers(model).values():
-        if isinstance(layer, IntegerLayer):
-            layer.real_codes = False
-    fit_layers(model, teacher, images, positions=positions, seed=seed, quantise=False, on_layer=on_layer)
+def _check_finite(name: str, what: str, values: Tensor) -> None:
+    if not values.isfinite().all():
+        raise ConfigError(
+            f"layer {name!r}: expected a finite {what} to fit to, got NaN or infinity; check the network's weights"
+        )
 
 
 class _Reached(Exception):
@@ -194,13 +178,14 @@ def set_quantisation(layer: IntegerLayer, x: Tensor) -> None:
 
     Args:
         layer: changed.
-        x: float32[n, c, h, w] or float32[..., features].
+        x: float32[n, c, h, w] or float32[..., features], finite.
     """
     image = layer._as_image(x)
     layer.input_signed.fill_(bool((image < 0).any()))
     low, high = SIGNED if bool(layer.input_signed) else UNSIGNED
     peak = float(image.abs().max())
     most = math.floor(math.log2(high / peak)) if peak > 0 else 4
+    most = max(-EXPONENT_LIMIT, min(most, EXPONENT_LIMIT - 3))
     sample = image.flatten()[:: max(1, image.numel() // 1_000_000)].double()
     errors = {}
     for exponent in range(most, most + 4):  # a finer grid clips more
@@ -300,7 +285,8 @@ def _search(phi: Tensor, wanted: Tensor, gram: Tensor | None, codes: Tensor, bit
 def _latent(start: Tensor, codes: Tensor, bits: int) -> Tensor:
     """Latent values float32[f, o] of codes: those of the real-valued solution ``start``, moved to their codes."""
     if bits == 1:
-        latent = start.abs().clamp_max(3 * float(start.abs().mean())) * codes
+        mean = float(start.abs().mean().clamp_min(1e-12))
+        latent = start.abs().clamp(1e-3 * mean, 3 * mean) * codes  # not 0, whose code is 1
         return latent * (LATENT_MEAN / latent.abs().mean(0, keepdim=True).clamp_min(1e-12))
     step, largest = code_step(bits), 2**bits - 1
     margin = LATENT_MARGIN * step

@@ -138,8 +138,20 @@ def _add_lengthwise(
 
 
 def _backward(grad: Tensor, image: Tensor, weight: Tensor, geometry: Geometry, *, of_input: bool) -> Tensor:
-    """The gradient of a convolution's input or of its weight."""
+    """The gradient of a convolution's input or of its weight.
+
+    A kernel of one tap is given the pixels that it reads: oneDNN's backward pass of such a kernel with a stride writes
+    beyond its memory where there are few channels (PyTorch 2.14, AVX2).
+    """
     stride, dilation = geometry
+    if weight.shape[2:] == (1, 1) and stride != (1, 1):
+        read = (..., slice(None, None, stride[0]), slice(None, None, stride[1]))
+        found = _backward(grad, image[read], weight, ((1, 1), (1, 1)), of_input=of_input)
+        if not of_input:
+            return found
+        spread = torch.zeros_like(image)
+        spread[read] = found
+        return spread
     found = torch.ops.aten.convolution_backward(
         grad, image, weight, None, list(stride), [0, 0], list(dilation), False, [0, 0], 1,
         [of_input, not of_input, False],

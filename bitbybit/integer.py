@@ -27,7 +27,7 @@ from bitbybit.errors import ConfigError
 from bitbybit.integer_base import IntegerHashLayer
 from bitbybit.layer_geometry import output_size, pads_of, pair
 from bitbybit.sign_features import LATENT_MEAN
-from bitbybit.spec import PIXEL, HashSpec
+from bitbybit.spec import INTEGER, PIXEL, HashSpec, make_spec
 
 
 class IntegerHashConv2d(IntegerHashLayer):
@@ -80,6 +80,8 @@ class IntegerHashConv2d(IntegerHashLayer):
         """Estimates the convolution of ``x: float[n, c, h, w]``; returns float[n, o, oh, ow]."""
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"expected float[n, {self.in_channels}, h, w], got {list(x.shape)}")
+        if min(self.output_size(x.shape[2], x.shape[3])) < 1:
+            raise ValueError(f"expected images as large as the kernel {self.kernel_size}, got {list(x.shape)}")
         return self._answer(x)
 
     @classmethod
@@ -87,9 +89,9 @@ class IntegerHashConv2d(IntegerHashLayer):
         """Hashes a convolution; ``options`` are fields of ``HashSpec``.
 
         Raises:
-            ConfigError: a field is unknown or out of range, or the layer has groups.
+            ConfigError: a field is unknown, out of range or of float arithmetic, or the layer has groups.
         """
-        return cls(module, HashSpec(**{"output_tile_size": None, "arithmetic": "integer", **options}))  # type: ignore[arg-type]
+        return cls(module, make_spec(**{"output_tile_size": None, "arithmetic": INTEGER, **options}))
 
 
 class IntegerHashLinear(IntegerHashLayer):
@@ -117,6 +119,8 @@ class IntegerHashLinear(IntegerHashLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Estimates ``x @ weight.T + bias`` of ``x: float[..., in_features]``."""
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"expected float[..., {self.in_features}], got {list(x.shape)}")
         return self._answer(self._as_image(x)).view(*x.shape[:-1], self.out_features)
 
     @classmethod
@@ -124,12 +128,14 @@ class IntegerHashLinear(IntegerHashLayer):
         """Hashes a linear layer; ``options`` are fields of ``HashSpec``.
 
         Raises:
-            ConfigError: a field is unknown or out of range.
+            ConfigError: a field is unknown, out of range or of float arithmetic.
         """
-        return cls(module, HashSpec(**{"output_tile_size": None, "arithmetic": "integer", **options}))  # type: ignore[arg-type]
+        return cls(module, make_spec(**{"output_tile_size": None, "arithmetic": INTEGER, **options}))
 
 
 def _check(spec: HashSpec, groups: int) -> None:
+    if spec.arithmetic != INTEGER:
+        raise ConfigError(f"arithmetic: expected 'integer', got {spec.arithmetic!r}; HashConv2d and HashLinear have it")
     if groups != 1:
         raise ConfigError(
             f"groups: integer arithmetic expects 1, got {groups}; use arithmetic 'float' for this layer, or none"

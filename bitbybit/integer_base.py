@@ -51,8 +51,6 @@ class IntegerHashLayer(nn.Module):
         norm_scale: float32[], of the norm of a quantised vector.
         noise: the disturbance that an analog array adds, or None.
         code_share: share of a batch's images that the gradient of the codes is taken from, see ``HashProduct``.
-        real_codes: use the latent codes themselves instead of their signs, while training; such a layer cannot be
-            compiled until ``bitbybit.conversion.binarise`` has found its bits.
     """
 
     features: int
@@ -93,7 +91,6 @@ class IntegerHashLayer(nn.Module):
         self.register_buffer("norm_scale", torch.tensor(1.0))
         self.noise: Disturbance | None = None
         self.code_share = 1.0
-        self.real_codes = False
         self._kept = Kept()
 
     def kernels(self) -> Iterator[HashKernel]:
@@ -269,16 +266,17 @@ class IntegerHashLayer(nn.Module):
         by_tile = z.unflatten(1, (-1, self.spec.hash_length)).permute(1, 0, 3, 4, 2)
         return noise.read(index, by_tile).permute(1, 0, 4, 2, 3).flatten(1, 2)
 
-    def _centred(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """What is hashed, in the given type, and the quantised bytes where they come with it."""
+    def _centred(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, integer_cpu.Quantised | None]:
+        """What is hashed, in the given type, and the quantised images where they come with it."""
         if fast := gpu_kernels(x, dtype):
             return fast.CentreImages.apply(x, *self._keep("grid", self._grid), self._pads(), dtype), None
         if not centres_images(x, dtype):
             return self._vectors(x).to(dtype), None
         assert integer_cpu is not None
-        return integer_cpu.CentreImages.apply(
+        v, levels, broken = integer_cpu.CentreImages.apply(
             x, int(self.input_exponent), self.input_range(), self.integer_centre(), self._pads(), dtype
         )
+        return v, integer_cpu.Quantised(levels, broken)
 
     @torch.no_grad()
     def _grid(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -288,20 +286,26 @@ class IntegerHashLayer(nn.Module):
 
     def _answer(self, x: Tensor) -> Tensor:
         """Estimates of images float32[n, c, h, w]: float32[n, o, oh, ow]."""
-        if torch.is_grad_enabled() and self.training:
-            dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-            with torch.autocast(x.device.type, enabled=False):
-                return self._trained_answer(x, dtype)
+        narrow = self.training and torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type) if narrow else x.dtype
         with torch.autocast(x.device.type, enabled=False):
-            if answers_are_packed() and self.noise is None and not self.real_codes and not x.is_cuda:
-                _, q = self._centred(x.float(), torch.bfloat16)
-                if q is not None:
-                    return self._packed_answer(q, self.tile_projections()).values
-            acc = self._correlate(self.sign_features(x.float()))
-            return acc * self.scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+            if torch.is_grad_enabled():
+                return self._trained_answer(x, dtype)
+            return self._exact_answer(x.float())
+
+    @torch.no_grad()
+    def _exact_answer(self, x: Tensor) -> Tensor:
+        """What an artifact answers, to the bit, but for noise."""
+        if answers_are_packed() and self.noise is None and not x.is_cuda:
+            _, q = self._centred(x, torch.bfloat16)
+            if q is not None:
+                return self._packed_answer(q, self.tile_projections()).values
+        acc = self._correlate(self.sign_features(x))
+        return acc * self.scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
 
     def _trained_answer(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        values = self.code_weight if self.real_codes else CodeLatent.apply(self.code_weight, self.spec.code_bits)
+        """Answers with gradients: in the type of training, or, in eval mode, those of ``_exact_answer``."""
+        values = CodeLatent.apply(self.code_weight, self.spec.code_bits)
         projections = self._projections()
         rows = self._keep("rows", lambda: self._line_rows(projections))
         codes = values * self.scale.view(-1, 1, 1, 1)
@@ -316,9 +320,12 @@ class IntegerHashLayer(nn.Module):
         def correlated(features: Tensor) -> Tensor:
             return F.conv2d(features, codes.detach(), bias.detach(), stride=stride, dilation=dilation)
 
-        if q is not None and not self.real_codes:
+        if q is not None and self.training:
             packed = self._packed_answer(q, projections)
-        if packed is not None and self.noise is None:
+        if not self.training:
+            answer = exact = self._exact_answer(x.float()).to(dtype)
+            features = self._features(still[:sampled], projections, self.noise)
+        elif packed is not None and self.noise is None:
             answer = exact = packed.values.to(dtype)
             features = packed.sign_features(sampled, dtype)
         else:
@@ -333,7 +340,7 @@ class IntegerHashLayer(nn.Module):
         return HashProduct.apply(v, line, codes, bias, answer, exact, features, rows.detach(), geometries)
 
     @torch.no_grad()
-    def _packed_answer(self, q: Tensor, projections: list[Tensor]) -> integer_cpu.PackedAnswer:
+    def _packed_answer(self, q: integer_cpu.Quantised, projections: list[Tensor]) -> integer_cpu.PackedAnswer:
         """Answers of quantised images, from packed bits."""
         assert integer_cpu is not None
         geometry = LayerGeometry(*self._encode_geometry(), self._pads(), *self._dot_geometry())
@@ -346,14 +353,13 @@ class IntegerHashLayer(nn.Module):
             low=self.input_range()[0],
             norm_scale=float(self.norm_scale),
             bits=self.weight_bits(),
-            scale=self.scale,
-            bias=self.bias,
+            scale=self.scale.float(),
+            bias=self.bias.float(),
         )
 
     def _correlate(self, features: Tensor) -> Tensor:
         stride, dilation = self._dot_geometry()
-        weight = self.code_weight if self.real_codes else self.code_values()
-        return F.conv2d(features, weight.to(features.dtype), stride=stride, dilation=dilation).float()
+        return F.conv2d(features, self.code_values().to(features.dtype), stride=stride, dilation=dilation).float()
 
     @torch.no_grad()
     def encode_integer(self, x: Tensor) -> tuple[Tensor, Tensor]:

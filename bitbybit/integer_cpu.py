@@ -6,9 +6,10 @@ values and norms are whole numbers below 256, which both hold exactly.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -70,12 +71,13 @@ def _quantised(value, factor, low, high):
 
 
 @njit(nogil=True, cache=True)
-def centre_images(v, q, x, factor, low, high, centre, top, left):
+def centre_images(v, q, broken, x, factor, low, high, centre, top, left):
     """Quantises, pads and centres images.
 
     Args:
         v: float32, or bfloat16 as uint16, [n, H, W * c], written: quantised and centred, with pads.
-        q: uint8[n, h, w * c], written: quantised values minus ``low``.
+        q: uint8[n, h, w * c], written: quantised values minus ``low``; anything where x is NaN.
+        broken: bool[n], set where an image holds NaN, else left as it is.
         x: float32, or bfloat16 as uint16, [n, h, w * c].
         factor: 2 ** exponent.
         low, high: range of quantised values.
@@ -89,7 +91,8 @@ def centre_images(v, q, x, factor, low, high, centre, top, left):
             row, a = v[n, i], i - top
             if 0 <= a < height:
                 _fill(row[:left], centre[:left])
-                _centre_row(row[left : left + size], q[n, a], x[n, a], factor, low, high, centre[left:])
+                middle = row[left : left + size]
+                broken[n] |= _centre_row(middle, q[n, a], x[n, a], factor, low, high, centre[left:])
                 _fill(row[left + size :], centre[left + size :])
             else:
                 _fill(row, centre)
@@ -103,10 +106,15 @@ def _fill(row, centre):
 
 @njit(nogil=True, cache=True)
 def _centre_row(row, q, x, factor, low, high, centre):
+    """Whether the row holds NaN."""
+    broken = np.int32(0)
     for j in range(x.size):
-        value = _quantised(_read(x[j]), factor, low, high)
+        read = _read(x[j])
+        broken += np.int32(read != read)
+        value = _quantised(read, factor, low, high)
         q[j] = np.uint8(np.int32(value - low))
         row[j] = _as_in(row, value - centre[j])
+    return broken > 0
 
 
 @njit(nogil=True, cache=True)
@@ -161,7 +169,7 @@ def _like(array: np.ndarray, dtype: torch.dtype) -> Tensor:
 
 
 class CentreImages(torch.autograd.Function):
-    """``(v, q)`` of images, v in the type asked for; see ``centre_images``. The bytes q carry no gradient."""
+    """``(v, q, broken)`` of images, v in the type asked for; see ``centre_images``. Only v carries a gradient."""
 
     @staticmethod
     def forward(
@@ -172,12 +180,12 @@ class CentreImages(torch.autograd.Function):
         centre: Tensor,
         pads: tuple[int, int, int, int],
         dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         left, right, top, bottom = pads
         images = _images(x)
         n, h, w, c = images.shape
         v = np.empty((n, h + top + bottom, w + left + right, c), _WRITTEN[dtype])
-        q = empty_with_slack(images.shape, np.uint8)
+        q, broken = empty_with_slack(images.shape, np.uint8), np.zeros(n, np.bool_)
         middle = np.tile(centre.float().numpy(), v.shape[2])
         factor = np.float32(2.0**exponent)
         low, high = (np.float32(limit) for limit in limits)
@@ -185,17 +193,17 @@ class CentreImages(torch.autograd.Function):
 
         def work(start: int, stop: int) -> None:
             centred, quantised, inputs = (array[start:stop] for array in rows)
-            centre_images(centred, quantised, inputs, factor, low, high, middle, top, left * c)
+            centre_images(centred, quantised, broken[start:stop], inputs, factor, low, high, middle, top, left * c)
 
         _in_parallel(work, n, v[0].size)
         ctx.save_for_backward(x)
         ctx.settings = dtype, factor, low, high, top, left * c
-        levels = _like(q, torch.uint8)
-        ctx.mark_non_differentiable(levels)
-        return _like(v, dtype), levels
+        levels, holds_nan = _like(q, torch.uint8), torch.from_numpy(broken)
+        ctx.mark_non_differentiable(levels, holds_nan)
+        return _like(v, dtype), levels, holds_nan
 
     @staticmethod
-    def backward(ctx: Any, grad_v: Tensor, _: Tensor) -> tuple:
+    def backward(ctx: Any, grad_v: Tensor, *_: Tensor) -> tuple:
         (x,) = ctx.saved_tensors
         dtype, factor, low, high, top, offset = ctx.settings
         images, gradient = _images(x), _images(grad_v.to(dtype))
@@ -211,10 +219,10 @@ class CentreImages(torch.autograd.Function):
 
 
 def apply_signs(z: Tensor, norms: Tensor) -> Tensor:
-    """``n sign(z)`` in the memory of z.
+    """``n sign(z)``, channels-last.
 
     Args:
-        z: bfloat16[n, t * k, h, w], channels-last; overwritten.
+        z: bfloat16[n, t * k, h, w]; overwritten if it is channels-last.
         norms: bfloat16[n, t, h, w], channels-last.
     """
     z = z.contiguous(memory_format=torch.channels_last)
@@ -263,12 +271,24 @@ def _words(dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
     return torch.arange(256).to(dtype).view(whole).numpy(), signs.view(whole).numpy()
 
 
+class Quantised(NamedTuple):
+    """Quantised images.
+
+    Attributes:
+        levels: uint8[n, c, h, w], channels-last, above the least quantised value.
+        broken: bool[n], whether an image held NaN, which no level stands for.
+    """
+
+    levels: Tensor
+    broken: Tensor
+
+
 @dataclass(frozen=True)
 class PackedAnswer:
     """What a layer answers by the kernels that artifacts run on.
 
     Attributes:
-        values: float32[n, o, oh, ow], channels-last.
+        values: float32[n, o, oh, ow], channels-last; NaN for images that held NaN, and outputs whose scale or bias is.
         found: with the codes that were compared.
         hash_length: their bits.
     """
@@ -299,7 +319,7 @@ class PackedAnswer:
 
 
 def packed_answer(
-    q: Tensor,
+    q: Quantised,
     geometry: LayerGeometry,
     *,
     projection: Tensor,
@@ -314,7 +334,7 @@ def packed_answer(
     """A layer's answer by the kernels that artifacts run on.
 
     Args:
-        q: uint8[n, c, h, w], channels-last, as ``CentreImages`` gives it.
+        q: the images, as ``CentreImages`` gives them.
         geometry: of the layer.
         projection: int8[k, features].
         tile_size: features in a tile.
@@ -325,7 +345,8 @@ def packed_answer(
         scale, bias: float32[o].
     """
     left, right, top, bottom = geometry.pads
-    hashed = output_size((q.shape[2], q.shape[3]), geometry.pads, geometry.kernel, geometry.stride, geometry.dilation)
+    height, width = q.levels.shape[2:]
+    hashed = output_size((height, width), geometry.pads, geometry.kernel, geometry.stride, geometry.dilation)
     taps = (bits.shape[1], bits.shape[2])
     answered = output_size(hashed, (0, 0, 0, 0), taps, geometry.code_stride, geometry.code_dilation)
     sliding = Geometry(
@@ -336,5 +357,10 @@ def packed_answer(
         projection.numpy(), tile_size, centre.numpy(), low, norm_scale, pack(bits.numpy()), scale.numpy(), bias.numpy()
     )
     workers = torch.get_num_threads()
-    found = run_layer(weights, sliding, q.permute(0, 2, 3, 1).numpy(), _pool(workers).submit, workers)
-    return PackedAnswer(torch.from_numpy(found.values).permute(0, 3, 1, 2), found, len(projection))
+    found = run_layer(weights, sliding, q.levels.permute(0, 2, 3, 1).numpy(), _pool(workers).submit, workers)
+    values = torch.from_numpy(found.values).permute(0, 3, 1, 2)
+    if q.broken.any():  # the kernels know no NaN
+        values[q.broken] = math.nan
+    if (lost := (scale + bias).isnan()).any():
+        values[:, lost] = math.nan
+    return PackedAnswer(values, found, len(projection))

@@ -34,7 +34,8 @@ def _centre_kernel(
     fits = c < channels
     place = n[:, None].to(tl.int64) * stride_n + i[:, None] * stride_h + j[:, None] * stride_w + c[None, :] * stride_c
     value = tl.load(x + place, mask=inside[:, None] & fits[None, :], other=0.0).to(tl.float32) * tl.load(factor)
-    value = tl.minimum(tl.maximum(value, tl.load(low)), tl.load(high))
+    value = tl.maximum(value, tl.load(low), propagate_nan=tl.PropagateNan.ALL)
+    value = tl.minimum(value, tl.load(high), propagate_nan=tl.PropagateNan.ALL)
     value = (value + ROUNDING) - ROUNDING
     value -= tl.load(centre + c, mask=fits, other=0.0)[None, :]
     target = v + p[:, None].to(tl.int64) * channels + c[None, :]
@@ -79,7 +80,7 @@ def _features_kernel(
     wide = part.to(tl.float32)
     energy = tl.sum(wide * wide, 1).to(tl.float64)
     norm = tl.floor(tl.sqrt(energy) * tl.load(norm_scale).to(tl.float64) + 0.5).to(tl.float32)
-    norm = tl.minimum(norm, LIMIT)[:, None]
+    norm = tl.minimum(norm, LIMIT, propagate_nan=tl.PropagateNan.ALL)[:, None]
     rows_of_p = tl.load(projections + (tile * BITS + b)[None, :] * FEATURES + d[:, None])
     seen = tl.dot(part, rows_of_p.to(part.dtype))
     found = tl.where(seen >= 0, norm, -norm)

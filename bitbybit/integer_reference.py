@@ -59,7 +59,8 @@ def _homogeneous(answer: Tensor, line: Tensor, windows: Tensor) -> Tensor:
         answer, line: float32[m, o].
         windows: float32[m, features], centred.
     """
-    length = windows.square().sum(1, keepdim=True).clamp(min=1.0).sqrt()
+    square = windows.square().sum(1, keepdim=True)
+    length = torch.where(square > 0, square, 1.0).sqrt()
     return answer + (answer - line).detach() * (length / length.detach() - 1)
 
 

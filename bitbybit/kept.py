@@ -13,7 +13,8 @@ Value = TypeVar("Value")
 class Kept:
     """Values computed of some tensors, kept as long as these are the same tensors, in the same place, unchanged.
 
-    Copies and files of one hold nothing.
+    Copies and files of one hold nothing. A change through ``Tensor.data`` is not noticed, as torch does not count it:
+    change tensors in place under ``torch.no_grad()``.
     """
 
     def __init__(self) -> None:

@@ -134,7 +134,14 @@ class HashLinear(_HashLayer):
         Raises:
             ConfigError: a field is unknown or out of range.
         """
-        return cls(module, make_spec(input_tile_size, output_tile_size, hash_kernel_type, hash_length, options))
+        spec = make_spec(
+            input_tile_size=input_tile_size,
+            output_tile_size=output_tile_size,
+            hash_kernel_type=hash_kernel_type,
+            hash_length=hash_length,
+            **options,
+        )
+        return cls(module, spec)
 
     def centred(self, x: Tensor) -> Tensor:
         """What is hashed: ``x - centre``, or ``x`` where the layer is not centred."""
@@ -217,7 +224,14 @@ class HashConv2d(_HashLayer):
         Raises:
             ConfigError: a field is unknown or out of range, or the padding is not zeros.
         """
-        return cls(module, make_spec(input_tile_size, output_tile_size, hash_kernel_type, hash_length, options))
+        spec = make_spec(
+            input_tile_size=input_tile_size,
+            output_tile_size=output_tile_size,
+            hash_kernel_type=hash_kernel_type,
+            hash_length=hash_length,
+            **options,
+        )
+        return cls(module, spec)
 
     def _columns(self, part: Part) -> Tensor:
         weight = self.weight[part.outputs]

@@ -21,6 +21,10 @@ def projection_limit(bits: int) -> int:
     return (1 << (bits - 1)) - 1
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class HashSpec:
     """How one layer is hashed.
@@ -58,20 +62,23 @@ class HashSpec:
             optional = name != "hash_length"
             if optional and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not _is_whole(value) or value < 1:
                 raise ConfigError(f"{name}: expected a whole number of at least 1, got {value!r}")
+        for name in ("centring", "orthogonal"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}: expected true or false, got {getattr(self, name)!r}")
         if self.tiling not in TILINGS:
             raise ConfigError(f"tiling: expected one of {', '.join(TILINGS)}, got {self.tiling!r}")
         if self.arithmetic not in ARITHMETICS:
             raise ConfigError(f"arithmetic: expected one of {', '.join(ARITHMETICS)}, got {self.arithmetic!r}")
-        if self.projection_bits not in PROJECTION_BITS:
+        if not _is_whole(self.projection_bits) or self.projection_bits not in PROJECTION_BITS:
             raise ConfigError(f"projection_bits: expected 2 to 8, got {self.projection_bits!r}")
         if self.projection_bits != 8 and self.arithmetic != INTEGER:
             raise ConfigError(
                 f"projection_bits: expected 8 with float arithmetic, whose P is float32, got {self.projection_bits}; "
                 "choose integer arithmetic"
             )
-        if isinstance(self.code_bits, bool) or self.code_bits not in CODE_BITS:
+        if not _is_whole(self.code_bits) or self.code_bits not in CODE_BITS:
             raise ConfigError(f"code_bits: expected 1 to 4, got {self.code_bits!r}")
         if self.code_bits != 1 and self.arithmetic != INTEGER:
             raise ConfigError(
@@ -94,14 +101,8 @@ class Part:
     outputs: slice
 
 
-def make_spec(
-    input_tile_size: int | None,
-    output_tile_size: int | None,
-    hash_kernel_type: str,
-    hash_length: int,
-    options: dict[str, object],
-) -> HashSpec:
-    """A ``HashSpec`` from the arguments of ``from_torch_module``.
+def make_spec(**options: object) -> HashSpec:
+    """A ``HashSpec`` of the arguments of ``from_torch_module``.
 
     Raises:
         ConfigError: an option is unknown, or a value out of range.
@@ -110,10 +111,4 @@ def make_spec(
     if unknown:
         known = ", ".join(HashSpec.__dataclass_fields__)
         raise ConfigError(f"unknown hash option {unknown[0]!r}; expected some of {known}")
-    return HashSpec(
-        hash_kernel_type=hash_kernel_type,
-        hash_length=hash_length,
-        input_tile_size=input_tile_size,
-        output_tile_size=output_tile_size,
-        **options,  # type: ignore[arg-type]
-    )
+    return HashSpec(**options)  # type: ignore[arg-type]

@@ -48,6 +48,18 @@ def test_budgets_that_cannot_be_met_are_refused():
         allocate(layers, 1000, least=500)
 
 
+def test_no_operations_are_spent_where_they_save_nothing():
+    assert allocate([layer("a", 10, {8: 1.0, 16: 1.2, 32: 1.5})], 1000).hash_lengths == {"a": 8}
+    assert allocate([layer("a", 10, {8: 1.0, 16: 0.5, 32: 0.7})], 1000).hash_lengths == {"a": 16}
+    assert allocate([layer("a", 10, {8: 1.0, 16: 1.2, 24: 0.9})], 160).hash_lengths == {"a": 8}  # 24 would pass it
+
+
+def test_the_least_is_reached_in_several_steps_where_none_saves_anything():
+    layers = [layer("a", 10, {8: 1.0, 16: 1.0}), layer("b", 10, {8: 1.0, 16: 1.0})]
+    found = allocate(layers, 1000, least=300)
+    assert found.hash_lengths == {"a": 16, "b": 16} and found.operations.hdops == 320
+
+
 def test_the_least_is_reached_by_the_smallest_step_that_does():
     layers = [
         layer("a", 10, {8: 8.0, 16: 4.0}),

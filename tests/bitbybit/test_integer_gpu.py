@@ -67,6 +67,19 @@ def test_a_step_equals_that_of_torch_operators(kernels, monkeypatch, tiling, con
     assert torch.equal(found[1] == 0, expected[1] == 0)  # what was clipped has no gradient
 
 
+@pytest.mark.parametrize("tiling", ["pixel", "patch"])
+def test_nan_reaches_the_answers_of_its_image_alone(kernels, monkeypatch, tiling):
+    layer = IntegerHashConv2d.from_torch_module(
+        nn.Conv2d(20, 12, 3), hash_length=24, input_tile_size=8, tiling=tiling
+    ).train()
+    x = torch.randn(3, 20, 5, 5)
+    x[1, 7, 2, 2] = torch.nan
+    for module in (integer_base, hash_product):
+        monkeypatch.setattr(module, "gpu_kernels", lambda _values, _dtype: kernels)
+    answer = layer(x)
+    assert answer[1].isnan().any() and answer[[0, 2]].isfinite().all()
+
+
 def test_linear_layers_are_images_of_one_pixel(kernels, monkeypatch):
     torch.manual_seed(0)
     layer = IntegerHashLinear.from_torch_module(nn.Linear(40, 10), hash_length=33, input_tile_size=16).train()
