@@ -83,6 +83,7 @@ def run_variant(name: str, seed: int, arguments: argparse.Namespace) -> dict[str
     options = TrainOptions(
         model="cifar10_resnet20",
         data_dir=arguments.data_dir,
+        hash_config={"common_params": BASE | layers},
         calibration=arguments.images,
         seed=seed,
         **{

@@ -155,11 +155,11 @@ def main() -> None:
     if not archive.exists():
         halve_images(arguments.data_dir, archive)
     common: dict[str, Any] = {"model": MODEL, "data_dir": str(archive.parent), "holdout": 0, "device": "cpu"}
-    plain = TrainOptions(**common, epochs=40, optimizer="sgd", lr=0.1, weight_decay=5e-4)
+    plain = TrainOptions(**common, epochs=40, optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup=0.05)
     train_or_resume(plain, work / "float")
     hashed = TrainOptions(
-        **common, weights=str(work / "float" / "model.pth"),
-        lr_projection=0.0, distill=0.7, hints=0.5, frozen_norms=True, seed=1,
+        **common, weights=str(work / "float" / "model.pth"), hash_config={"common_params": LAYERS},
+        code_share=1.0, distill=0.7, hints=0.5, seed=1,
     )  # fmt: skip
     network = prepare(plain).model
     network.load_state_dict(load_state_dict_file(work / "float" / "model.pth"))

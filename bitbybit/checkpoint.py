@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from bitbybit.errors import CheckpointError, ConfigError
+from bitbybit.errors import CheckpointError, CheckpointWarning, ConfigError
 from bitbybit.patching import COMMON, HASHABLE, HashConfig, hash_config_of, patch_model
 from bitbybit.spec import INTEGER, PATCH, PIXEL
 from bitbybit.training.run_folder import RunFolder
@@ -32,6 +33,10 @@ _CARD_KINDS = {
     "test_accuracy": (float, int),
     "float_test_accuracy": (float, int),
 }
+_UNRECORDED = (
+    "{path}: no card beside it; code_bits and projection_bits, which leave no trace in the tensors, are taken to be 1 "
+    "and 8; keep the .json file beside the checkpoint, or pass its hash configuration"
+)
 _KERNEL_TYPES = {"random": "random_projection", "learnable": "learned_projection"}
 
 
@@ -71,7 +76,8 @@ def load_checkpoint(
     Args:
         path: a ``.pth`` or ``.safetensors`` file, or a run folder.
         model_name: the backbone; from the card, the file's name or the tensors when None.
-        hash_config: how to patch it; from the card or the tensors when None.
+        hash_config: how to patch it; from the card or the tensors when None. Tensors in integer arithmetic do not tell
+            all of it, which is warned of.
 
     Raises:
         CheckpointError: missing, damaged, or of an architecture that is not known.
@@ -80,7 +86,7 @@ def load_checkpoint(
     path, card = _find(Path(path))
     state = load_state_dict_file(path)
     digest = sha256(path)
-    if card.get("sha256", digest) != digest:
+    if (card.get("sha256") or digest) != digest:
         raise CheckpointError(
             f"{card_path(path)}: expected the card of {path.name} ({digest[:12]}...), got one of "
             f"{card['sha256'][:12]}...; export the checkpoint again, or delete the card"
@@ -93,6 +99,8 @@ def load_checkpoint(
         config = hash_config if hash_config is not None else card.get("hash_config")
         if config is None:
             config = guess_hash_config(model, state)
+            if any(settings.get("arithmetic") == INTEGER for settings in config.values()):
+                warnings.warn(_UNRECORDED.format(path=path), CheckpointWarning, stacklevel=2)
         if config:
             patch_model(model, config)
     except (ConfigError, CheckpointError) as e:

@@ -13,6 +13,10 @@ class CheckpointError(BitbybitError):
     """A checkpoint that is missing, damaged, or belongs to another architecture."""
 
 
+class CheckpointWarning(UserWarning):
+    """What a checkpoint does not say had to be assumed."""
+
+
 class DataError(BitbybitError):
     """A data set that is missing, damaged, or of another shape than expected."""
 

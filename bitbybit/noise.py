@@ -188,7 +188,7 @@ class AnalogNoise:
     def __init__(self, model: nn.Module, spec: NoiseSpec) -> None:
         layers = hash_layers(model)
         if not layers:
-            raise ConfigError("analog noise: expected a network with hash layers, got none; patch it first")
+            raise ConfigError("analog noise: expected a network with hash layers, got none; convert it first")
         self.spec = spec
         self._layers = {name: (layer, LayerNoise(layer, spec, name)) for name, layer in layers.items()}
         self._before: dict[str, Any] = {}

@@ -314,7 +314,9 @@ def test_compile_refuses_an_output_that_cannot_be_written(cli, tiny_folder, tmp_
     folder = tmp_path / "folder.onnx"
     refused(cli("compile", checkpoint, "--no-verify", "-o", folder), f"{folder}: expected a file, got a folder")
     content = checkpoint.read_bytes()
-    refused(cli("compile", checkpoint, "--no-verify", "-o", checkpoint), "another file than the checkpoint")
+    refused(
+        cli("compile", checkpoint, "--no-verify", "-o", checkpoint), "expected a name ending in .onnx, got 'tiny.pth'"
+    )
     assert checkpoint.read_bytes() == content
     assert files_below(tmp_path) == before
 

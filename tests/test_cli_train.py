@@ -61,7 +61,7 @@ def test_a_network_with_codes_of_2_bits_keeps_them_from_conversion_to_artifact(c
         other = cli(
             "train", "digits_tiny", *hashing[:-1], 1, *options[:3], start, *options[4:], "-o", tmp_path / "other"
         )
-        refused(other, start, "expected codes of 1 bits, got 2; only codes of 1 bit can be given more")
+        refused(other, start, "expected code_bits 1 in layer 'stem.0', got 2; only codes of 1 bit can be")
         assert not (tmp_path / "other" / "model.pth").exists()
 
 
@@ -142,6 +142,46 @@ def test_a_run_that_fails_before_its_first_epoch_leaves_nothing(cli, small_data,
     assert cli(*FLOAT, "-o", run).code == 0
 
 
+def test_options_that_would_have_no_use_are_refused(cli, small_data, tmp_path):
+    run, weights, config = tmp_path / "run", tmp_path / "run" / "model.pth", tmp_path / "hash.json"
+    assert cli(*FLOAT, "-o", run).code == 0
+    config.write_text(json.dumps({"common_params": {"hash_length": 8}}))
+    beside = ("--weights", weights, "-o", tmp_path / "x.pth")
+    refused(
+        cli("train", "digits_tiny", "-o", run, "--resume", "--epochs", 9), "--epochs: expected none beside --resume"
+    )
+    refused(
+        cli("train", "digits_mlp", "-o", run, "--resume"), run, "expected a run of digits_mlp, got one of digits_tiny"
+    )
+    refused(cli(*FLOAT, "-o", tmp_path / "x", "-k", 32), "--hash-length: has no use beside --float")
+    refused(cli(*FLOAT, "-o", tmp_path / "x", "--distill", 0.5), "distill: expected a hashed network, got a float one")
+    for command in ("train", "convert"):
+        outcome = cli(command, "digits_tiny", *beside, "--hash-config", config, "--tile", 8)
+        refused(outcome, "--tile: has no use beside --hash-config")
+        refused(cli(command, "digits_tiny", *beside, "--device", "tpu"), "device: expected cpu or cuda, got 'tpu'")
+    refused(
+        cli("train", "digits_tiny", *beside, "--distill", 0.5, "--projection-steps", 0, "--teacher", f"none={weights}"),
+        "unknown backbone 'none'",
+    )
+    refused(
+        cli("allocate", "digits_tiny", "-o", tmp_path / "a.json", "--budget", 1, "--lengths", "8,x"),
+        "--lengths",
+        code=2,
+    )
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.filterwarnings("default:.*no card beside it")
+def test_without_a_card_codes_are_warned_of(cli, small_data, tmp_path):
+    assert cli(*FLOAT, "-o", tmp_path / "run").code == 0
+    net, fitting = tmp_path / "net.pth", ("--projection-steps", 0, "--images", 16, "--no-evaluate")
+    convert = ("convert", "digits_tiny", "--weights", tmp_path / "run" / "model.pth", "-k", 16, "--tile", 8)
+    assert cli(*convert, *fitting, "-o", net).code == 0
+    (tmp_path / "net.json").unlink()
+    outcome = cli("compile", net, "--model", "digits_tiny", "--no-verify")
+    assert outcome.code == 0 and outcome.err.startswith(f"warning: {net}: no card beside it; code_bits")
+
+
 def test_without_data_or_network_each_command_says_where_it_looked(cli, no_network, tmp_path):
     artifact = build(tmp_path / "net", card={"model": "cifar10_tiny", "dataset": "cifar10"})
     data = tmp_path / "data"
@@ -175,10 +215,12 @@ def test_integer_arithmetic_has_defaults_of_its_own(cli, small_data, tmp_path, s
         common = {"hash_kernel_type": "learned_projection", "hash_length": 16, "input_tile_size": 8}
         (tmp_path / "hash.json").write_text(json.dumps({"common_params": common | settings[1]}))
         settings = ("--hash-config", tmp_path / "hash.json")
+    else:
+        settings = ("-k", 16, "--tile", 8, *settings)
     assert cli(*FLOAT, "-o", tmp_path / "float").code == 0
     weights = ("--weights", tmp_path / "float" / "model.pth", "--epochs", 1, "--holdout", 10, "--hints", 0.25)
     weights += ("--projection-steps", 3)
-    outcome = cli("train", "digits_tiny", "-o", tmp_path / "run", *weights, "-k", 16, "--tile", 8, *settings)
+    outcome = cli("train", "digits_tiny", "-o", tmp_path / "run", *weights, *settings)
     assert outcome.code == 0, outcome
     options = json.loads((tmp_path / "run" / "options.json").read_text())
     assert (options["frozen_norms"], options["hints"], options["code_share"]) == (frozen, 0.25, 0.25)

@@ -25,7 +25,7 @@ def allocate(
         "score accepts no fewer.",
     ),
     lengths: str = typer.Option(LENGTHS, help="Hash lengths to choose from, in bits, between commas."),
-    weights: str = typer.Option("", help="The float network's state dict. [default: pretrained, as shipped]"),
+    weights: str = typer.Option("", help="The float network's state dict.", show_default="pretrained, as shipped"),
     data_dir: str = typer.Option("data", help="Folder with DATASET.npz, or for torchvision's download."),
     images: int = typer.Option(256, min=16, help="Training images to measure with."),
     positions: int = typer.Option(6_000, min=256, help="Output positions that a layer is fitted to."),
@@ -33,7 +33,7 @@ def allocate(
     tiling: str = hashing.TILING,
     tile: int = hashing.TILE,
     projection_bits: int = hashing.PROJECTION_BITS,
-    code_bits: int | None = hashing.CODE_BITS,
+    code_bits: int = typer.Option(1, help=hashing.CODE_BITS_HELP, rich_help_panel=hashing.PANEL),
     seed: int = typer.Option(0, help="Of projections and of the choice of images."),
 ) -> None:
     """Measure how much each layer suffers from few bits, and spend a budget of bits where it matters most.
@@ -105,7 +105,9 @@ def _lengths(text: str) -> list[int]:
     except ValueError:
         found = []
     if not found or found[0] < 1:
-        raise typer.BadParameter(f"expected whole numbers of at least 1 between commas, got {text!r}")
+        raise typer.BadParameter(
+            f"expected whole numbers of at least 1 between commas, got {text!r}", param_hint="'--lengths'"
+        )
     return found
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import cast
+import warnings
+from typing import Any, cast
 
 import typer
 
@@ -69,6 +70,7 @@ def _user_errors() -> tuple[type[BaseException], ...]:
 def run(arguments: list[str]) -> None:
     """Runs the command line and exits: 0, 1 on a reported error, 2 on wrong usage, 130 when stopped."""
     command = typer.main.get_command(app)
+    warnings.showwarning = _show_warning
     try:
         code = command.main(arguments, prog_name="bitbybit", standalone_mode=False)
     except typer.Exit as e:
@@ -89,6 +91,17 @@ def run(arguments: list[str]) -> None:
         print_error(message)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+_show_by_default = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """One line for what the project warns of; the place in the code interests nobody."""
+    if category.__module__ == "bitbybit.errors":
+        print_error(str(message), label="warning:")
+    else:
+        _show_by_default(message, category, *place, **more)
 
 
 def _show_usage(error: Exception) -> None:

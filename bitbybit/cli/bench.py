@@ -15,10 +15,14 @@ def bench(
     artifacts: list[Path] = typer.Argument(..., metavar="ARTIFACT...", help="Compiled artifacts (.onnx)."),
     roofline: bool = typer.Option(False, help="Each layer's time against its bound on this machine."),
     startup: bool = typer.Option(False, help="Time to the first answer of a fresh process, memory, bytes."),
-    float_weights: Path | None = typer.Option(None, help="State dict of the float network. [default: the project's]"),
-    data_dir: Path | None = typer.Option(None, help="Folder of the data set, for accuracy. [default: random images]"),
+    float_weights: Path | None = typer.Option(
+        None, help="State dict of the float network.", show_default="the project's"
+    ),
+    data_dir: Path | None = typer.Option(
+        None, help="Folder of the data set, for accuracy.", show_default="random images"
+    ),
     threads: str = typer.Option("1,2", help="Threads of every program."),
-    batch: str | None = typer.Option(None, help="Batch sizes. [default: 1,8,64,256; with --roofline: 1,64]"),
+    batch: str | None = typer.Option(None, help="Batch sizes.", show_default="1,8,64,256; with --roofline: 1,64"),
     images: int = typer.Option(0, min=0, help="Test images for the accuracy; 0: all."),
     seconds: float = typer.Option(5.0, min=0, help="Time for each batch size on each number of threads, about."),
     repetitions: int = typer.Option(0, min=0, help="Turns of each program at most; 0: as many as fit in --seconds."),

@@ -12,9 +12,11 @@ from bitbybit.cli.console import output, print_error, size
 
 def compile_(
     checkpoint: Path = typer.Argument(..., help="State dict (.pth, .safetensors) or folder of a training run."),
-    artifact: Path | None = typer.Option(None, "--output", "-o", help="Artifact. [default: CHECKPOINT.onnx]"),
-    model: str | None = typer.Option(None, help="Backbone. [default: from the card or the tensors]"),
-    hash_config: Path | None = typer.Option(None, help="JSON configuration. [default: from the card or the tensors]"),
+    artifact: Path | None = typer.Option(None, "--output", "-o", help="Artifact.", show_default="CHECKPOINT.onnx"),
+    model: str | None = typer.Option(None, help="Backbone.", show_default="from the card or the tensors"),
+    hash_config: Path | None = typer.Option(
+        None, help="JSON configuration.", show_default="from the card or the tensors"
+    ),
     data_dir: str = typer.Option("data", help="Folder of the data set, for verification."),
     samples: int = typer.Option(256, min=0, help="Test images for verification; 0: all."),
     verify: bool = typer.Option(True, help="Compare the artifact with PyTorch and onnxruntime."),
@@ -30,8 +32,8 @@ def compile_(
         checkpoint, model_name=model, hash_config=read_hash_config(hash_config) if hash_config else None
     )
     target = artifact or source.path.with_suffix(".onnx")
-    if target.resolve() == source.path.resolve():
-        raise ConfigError(f"{target}: expected another file than the checkpoint, got the same; pass another --output")
+    if target.suffix != ".onnx":
+        raise ConfigError(f"{target}: expected a name ending in .onnx, got {target.name!r}; pass another --output")
     result = compile_checkpoint(source, target, data_dir=data_dir)
     if explain:
         output.print("\n".join(result.report.lines()), highlight=False, markup=False)

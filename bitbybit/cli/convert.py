@@ -14,9 +14,10 @@ from bitbybit.cli.console import output, percent, progress_bar
 
 
 def convert(
+    context: typer.Context,
     model: str = typer.Argument(..., help="Backbone, for example cifar10_resnet20."),
     checkpoint: Path = typer.Option(..., "--output", "-o", help="State dict to write (.pth, .safetensors)."),
-    weights: str = typer.Option("", help="The float network's state dict. [default: pretrained, as shipped]"),
+    weights: str = typer.Option("", help="The float network's state dict.", show_default="pretrained, as shipped"),
     data_dir: str = typer.Option("data", help="Folder with DATASET.npz, or for torchvision's download."),
     images: int = typer.Option(512, min=16, help="Training images to fit to."),
     positions: int = typer.Option(24_000, min=256, help="Output positions that a layer is fitted to."),
@@ -34,7 +35,7 @@ def convert(
     code_bits: int | None = hashing.CODE_BITS,
     evaluate: bool = typer.Option(True, help="Measure both networks on the test split."),
     seed: int = typer.Option(0, help="Of projections and of the choice of images."),
-    device: str = typer.Option("", help="cpu or cuda. [default: cuda where there is one]"),
+    device: str = typer.Option("", help="cpu or cuda.", show_default="cuda where there is one"),
 ) -> None:
     """Hash a float network without training: fit every layer's codes to a few hundred images.
 
@@ -45,6 +46,8 @@ def convert(
     from bitbybit.errors import ConfigError
 
     check_export(checkpoint)
+    if hash_config:
+        hashing.refuse_settings(context, "--hash-config")
     config = hashing.checked_config(
         model,
         hash_config,
@@ -56,12 +59,14 @@ def convert(
     from bitbybit.checkpoint import save_checkpoint
     from bitbybit.conversion import convert as run_conversion
     from bitbybit.training import TrainOptions
-    from bitbybit.training.prepare import pick_device, training_sample
+    from bitbybit.training.prepare import training_sample
+    from bitbybit.utils.devices import pick_device
     from bitbybit.utils.models import get_backbone
 
+    target = pick_device(device)
     options = TrainOptions(model=model, data_dir=data_dir, weights=weights, calibration=images, seed=seed)
     network = get_backbone(model, weights=weights or None)
-    sample = training_sample(options).to(pick_device(device))
+    sample = training_sample(options).to(target)
     if len(sample) < min(images, 16):
         raise ConfigError(f"{options.dataset}: {len(sample)} training images, expected at least 16")
     started = time.perf_counter()

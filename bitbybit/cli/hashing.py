@@ -24,10 +24,11 @@ ARITHMETIC = typer.Option(
 PROJECTION_BITS = typer.Option(
     8, help="Bits of an entry of P (integer arithmetic): 2 to 8; 4 need half the bytes.", rich_help_panel=PANEL
 )
+CODE_BITS_HELP = "Bits of a weight's code for each of the input's (integer arithmetic): 1 to 4."
 CODE_BITS = typer.Option(
     None,
-    help="Bits of a weight's code for each of the input's (integer arithmetic): 1 to 4. [default: 1, or as "
-    "--hash-config says]",
+    help=CODE_BITS_HELP,
+    show_default="1, or as --hash-config says",
     rich_help_panel=PANEL,
 )
 HASH_CONFIG = typer.Option(
@@ -36,6 +37,43 @@ HASH_CONFIG = typer.Option(
     "--code-bits holds for it too.",
     rich_help_panel=PANEL,
 )
+
+
+_SETTINGS = (
+    "kernel",
+    "hash_length",
+    "tiling",
+    "tile",
+    "output_tile",
+    "centring",
+    "orthogonal",
+    "arithmetic",
+    "projection_bits",
+)  # that a configuration file has for every layer
+
+
+def given(context: typer.Context) -> list[str]:
+    """Names of the parameters that the command line itself has, in the command's order."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
+def refuse_settings(context: typer.Context, beside: str) -> None:
+    """Refuses hashing options beside an option that leaves them without use.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    from bitbybit.errors import ConfigError
+
+    for name in given(context):
+        if name in _SETTINGS:
+            raise ConfigError(f"{flag(context, name)}: has no use beside {beside}; leave one of the two out")
+
+
+def flag(context: typer.Context, name: str) -> str:
+    """How a parameter is written on the command line."""
+    return next(p.opts[0] for p in context.command.params if p.name == name)
 
 
 def common_settings(
@@ -95,8 +133,3 @@ def _with_code_bits(entry: Any, bits: int) -> Any:
     if not isinstance(entry, dict) or entry.get("hash_kernel_type") == "none":
         return entry
     return entry | {"code_bits": bits}
-
-
-def is_integer(config: dict[str, Any]) -> bool:
-    """Whether a configuration hashes layers in integer arithmetic."""
-    return any(settings.get("arithmetic") == "integer" for settings in config.values())

@@ -65,10 +65,11 @@ def summarise(artifact: Path) -> dict[str, Any]:
         projections = {n: a for n, a in own.items() if n.endswith("/projection")}
         codes = [a for n, a in own.items() if n.endswith("/weight_codes")]
         projected = [n.removesuffix("projection") for n in projections]
-        hdops = flops = 0
+        hdops = flops = code_bits = 0
         for part in projected:
             k, features = projections[f"{part}projection"].shape
             outputs, (kh, kw) = own[f"{part}scale"].size, own[f"{part}weight_codes"].shape[1:3]
+            code_bits = len(own[f"{part}weight_codes"]) // outputs
             hdops += 2 * k * features * kh * kw
             flops += 2 * features * outputs * kh * kw
         rows.append(
@@ -78,6 +79,7 @@ def summarise(artifact: Path) -> dict[str, Any]:
                 "tiling": layer.tiling,
                 "arithmetic": layer.arithmetic,
                 "hash_length": layer.hash_length,
+                "code_bits": code_bits,
                 "in_features": layer.in_features,
                 "out_features": layer.out_features,
                 "tiles": layer.tiles,
@@ -119,14 +121,17 @@ def _print(summary: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     table = Table(box=None, padding=(0, 1), collapse_padding=True)
-    for name in ("layer", "tiling", "k", "in", "out", "tiles", "bytes", "float", "HDOPs"):
-        table.add_column(name, justify="left" if name in ("layer", "tiling") else "right", no_wrap=True)
+    text = ("layer", "tiling", "arithmetic")
+    for name in (*text, "k", "code bits", "in", "out", "tiles", "bytes", "as float32", "HDOPs"):
+        table.add_column(name, justify="left" if name in text else "right", no_wrap=True)
     layers = summary["layers"]
     for row in layers:
         table.add_row(
             row["name"],
             row["tiling"],
+            row["arithmetic"],
             str(row["hash_length"]),
+            str(row["code_bits"]),
             str(row["in_features"]),
             str(row["out_features"]),
             f"{row['tiles']}x{row['parts']}",
@@ -135,7 +140,7 @@ def _print(summary: dict[str, Any]) -> None:
             f"{row['hdops']:,}",
         )
     total = {key: sum(row[key] for row in layers) for key in ("code_bytes", "bytes", "float_bytes", "hdops", "flops")}
-    table.add_row("all", "", "", "", "", "", size(total["bytes"]), size(total["float_bytes"]), f"{total['hdops']:,}")
+    table.add_row("all", *[""] * 7, size(total["bytes"]), size(total["float_bytes"]), f"{total['hdops']:,}")
     print_table(table)
     output.print(
         f"weight codes {size(total['code_bytes'])}; HDOPs / FLOPs {total['hdops']:,} / {total['flops']:,}",

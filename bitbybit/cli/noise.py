@@ -27,7 +27,7 @@ NAMES = {  # as options and tables name the fields of NoiseSpec
 
 def noise(
     checkpoint: Path = typer.Argument(..., help="State dict (.pth, .safetensors) or folder of a training run."),
-    model: str | None = typer.Option(None, help="Backbone. [default: from the card or the tensors]"),
+    model: str | None = typer.Option(None, help="Backbone.", show_default="from the card or the tensors"),
     data_dir: str = typer.Option("data", help="Folder of the data set."),
     images: int = typer.Option(1000, min=1, help="Test images, spread over the split."),
     levels: str = typer.Option("0,0.05,0.1,0.2,0.3,0.5", help="Standard deviations of each kind of error."),
@@ -39,7 +39,7 @@ def noise(
     ),
     seed: int = typer.Option(0, min=0, help="Of the first chip."),
     report: Path | None = typer.Option(
-        None, help="JSON report; the plot lies beside. [default: CHECKPOINT.noise.json]"
+        None, help="JSON report; the plot lies beside.", show_default="CHECKPOINT.noise.json"
     ),
 ) -> None:
     """Measure accuracy against comparator offset and noise, errors of P and rounding of P, and plot it."""

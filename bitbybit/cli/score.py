@@ -14,12 +14,12 @@ from bitbybit.cli.costs import work_line
 def score(
     checkpoint: Path = typer.Argument(..., help="State dict (.pth, .safetensors) or folder of a training run."),
     float_accuracy: float | None = typer.Option(
-        None, min=0, max=1, help="Accuracy of the float network, 0 to 1. [default: the card's]"
+        None, min=0, max=1, help="Accuracy of the float network, 0 to 1.", show_default="the card's"
     ),
     accuracy: float | None = typer.Option(
         None, min=0, max=1, help="Accuracy of the hashed network, 0 to 1; measured when not given."
     ),
-    model: str | None = typer.Option(None, help="Backbone. [default: from the card or the tensors]"),
+    model: str | None = typer.Option(None, help="Backbone.", show_default="from the card or the tensors"),
     data_dir: str = typer.Option("data", help="Folder of the data set."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:

@@ -14,18 +14,16 @@ from bitbybit.cli import hashing
 from bitbybit.cli.allocator import keep_freed_memory
 from bitbybit.cli.console import output, percent, progress_bar
 
-FLOAT_DEFAULTS = {"optimizer": "sgd", "lr": 0.2, "weight_decay": 5e-4, "warmup": 0.2}
-HASHED_DEFAULTS = {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "warmup": 0.05}
-
 # Panels of --help.
 STEPS, TEACHERS, ERRORS = "Steps and rates", "Learning from float networks", "Training under analog errors"
 
 
 def train(
+    context: typer.Context,
     model: str = typer.Argument(..., help="Backbone, for example cifar10_resnet20."),
     output_dir: Path = typer.Option(..., "--output", "-o", help="Folder of this run."),
     float_: bool = typer.Option(False, "--float", help="Train the float network instead of a hashed one."),
-    resume: bool = typer.Option(False, help="Go on with the run in the folder, with the options it has."),
+    resume: bool = typer.Option(False, help="Go on with the run in the folder, with the options that it has."),
     export: Path | None = typer.Option(None, help="Also write the result to this .pth file, with its card."),
     data_dir: str = typer.Option("data", help="Folder with DATASET.npz, or for torchvision's download."),
     dataset: str = typer.Option("", help="Data set; by default from the backbone's name."),
@@ -44,13 +42,16 @@ def train(
     code_bits: int | None = hashing.CODE_BITS,
     epochs: int = typer.Option(10, help="Passes over the training images.", rich_help_panel=STEPS),
     batch_size: int = typer.Option(128, help="Images in a step.", rich_help_panel=STEPS),
-    optimizer: str = typer.Option("", help="adam or sgd. [default: adam, sgd with --float]", rich_help_panel=STEPS),
+    optimizer: str | None = typer.Option(
+        None, help="adam or sgd.", show_default="adam; sgd with --float", rich_help_panel=STEPS
+    ),
     lr: float | None = typer.Option(
-        None, help="Peak rate of weights. [default: 0.001, 0.2 with --float]", rich_help_panel=STEPS
+        None, help="Peak rate of weights.", show_default="0.001; 0.2 with --float", rich_help_panel=STEPS
     ),
     lr_projection: float | None = typer.Option(
         None,
-        help="Peak rate of learned projections. [default: 0.0005; 0 in integer arithmetic]",
+        help="Peak rate of learned projections.",
+        show_default="0; 0.0005 in float arithmetic",
         rich_help_panel=STEPS,
     ),
     lr_codes: float = typer.Option(
@@ -58,13 +59,18 @@ def train(
     ),
     code_share: float | None = typer.Option(
         None,
-        help="Share of a batch that the gradient of weight codes is taken from (integer arithmetic). "
-        "[default: 0.25, 1 on a GPU]",
+        help="Share of a batch that the gradient of weight codes is taken from (integer arithmetic).",
+        show_default="0.25; 1 on a GPU",
         rich_help_panel=STEPS,
     ),
-    weight_decay: float | None = typer.Option(None, help="[default: 0, 0.0005 with --float]", rich_help_panel=STEPS),
+    weight_decay: float | None = typer.Option(
+        None, help="L2 penalty on weights.", show_default="0; 0.0005 with --float", rich_help_panel=STEPS
+    ),
     warmup: float | None = typer.Option(
-        None, help="Share of rising steps. [default: 0.05, 0.2 with --float]", rich_help_panel=STEPS
+        None,
+        help="Share of the steps in which rates rise.",
+        show_default="0.05; 0.2 with --float",
+        rich_help_panel=STEPS,
     ),
     label_smoothing: float = typer.Option(0.0, help="Of the cross entropy.", rich_help_panel=STEPS),
     distill: float = typer.Option(
@@ -88,10 +94,12 @@ def train(
         rich_help_panel=TEACHERS,
     ),
     answers_dir: str = typer.Option(
-        "", help="Folder of these files, which runs may share. [default: the run's]", rich_help_panel=TEACHERS
+        "", help="Folder of these files, which runs may share.", show_default="the run's", rich_help_panel=TEACHERS
     ),
     holdout: int = typer.Option(
-        5000, help="Training images held out to choose the epoch; 0: none.", rich_help_panel=STEPS
+        5000,
+        help="Training images held out to choose the epoch, at most a fifth of all; 0: none.",
+        rich_help_panel=STEPS,
     ),
     calibration: int = typer.Option(1024, help="Images for centres and batch-norm statistics.", rich_help_panel=STEPS),
     projection_steps: int = typer.Option(
@@ -106,12 +114,13 @@ def train(
     ),
     frozen_norms: bool | None = typer.Option(
         None,
-        help="Keep the float network's batch-norm statistics. [default: in integer arithmetic]",
+        help="Keep the float network's batch-norm statistics.",
+        show_default="in integer arithmetic",
         rich_help_panel=STEPS,
     ),
     seed: int = typer.Option(0, help="Of everything that is random."),
-    device: str = typer.Option("", help="cpu or cuda. [default: cuda where there is one]"),
-    precision: str = typer.Option("", help="float32 or bfloat16. [default: bfloat16 where it is fast]"),
+    device: str = typer.Option("", help="cpu or cuda.", show_default="cuda where there is one"),
+    precision: str = typer.Option("", help="float32 or bfloat16.", show_default="bfloat16 where it is fast"),
 ) -> None:
     """Train a float baseline (--float), or fine-tune a hashed network from one.
 
@@ -119,53 +128,56 @@ def train(
     """
     keep_freed_memory()
     from bitbybit.training import TrainOptions
-    from bitbybit.training.prepare import pick_device
 
     if export is not None:
         check_export(export)
-    defaults: dict[str, Any] = FLOAT_DEFAULTS if float_ else HASHED_DEFAULTS
-    given: dict[str, Any] = {
-        "optimizer": optimizer or None,
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "warmup": warmup,
-    }
-    config = None
-    if not float_:
-        common = hashing.common_settings(
-            kernel, hash_length, tiling, tile, output_tile, centring, orthogonal, arithmetic, projection_bits, code_bits
+    if resume:
+        options = _options_of_run(context, model, output_dir)
+    else:
+        if float_ or hash_config:
+            hashing.refuse_settings(context, "--float" if float_ else "--hash-config")
+        config = None
+        if not float_:
+            common = hashing.common_settings(
+                kernel, hash_length, tiling, tile, output_tile, centring, orthogonal, arithmetic, projection_bits,
+                code_bits,
+            )  # fmt: skip
+            config = hashing.checked_config(model, hash_config, common, code_bits)
+        by_network: dict[str, Any] = {
+            "optimizer": optimizer,
+            "lr": lr,
+            "lr_projection": lr_projection,
+            "code_share": code_share,
+            "weight_decay": weight_decay,
+            "warmup": warmup,
+            "frozen_norms": frozen_norms,
+        }
+        options = TrainOptions(
+            model=model,
+            dataset=dataset,
+            data_dir=data_dir,
+            weights=weights,
+            start=start,
+            hash_config=config,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr_codes=lr_codes,
+            label_smoothing=label_smoothing,
+            distill=distill,
+            hints=hints,
+            temperature=temperature,
+            teachers=tuple(teacher),
+            repeat_epochs=repeat_epochs,
+            answers_dir=answers_dir,
+            holdout=holdout,
+            calibration=calibration,
+            projection_steps=projection_steps,
+            noise=_noise(comparator_offset, comparator_noise, projection_noise),
+            seed=seed,
+            device=device,
+            precision=precision,
+            **by_network,
         )
-        config = hashing.checked_config(model, hash_config, common, code_bits)
-    integer = config is not None and hashing.is_integer(config)
-    options = TrainOptions(
-        model=model,
-        dataset=dataset,
-        data_dir=data_dir,
-        weights=weights,
-        start=start,
-        hash_config=config,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr_projection=(0.0 if integer else 5e-4) if lr_projection is None else lr_projection,
-        lr_codes=lr_codes,
-        code_share=(1.0 if pick_device(device).type == "cuda" else 0.25) if code_share is None else code_share,
-        label_smoothing=label_smoothing,
-        distill=distill,
-        hints=hints,
-        temperature=temperature,
-        teachers=tuple(teacher),
-        repeat_epochs=repeat_epochs,
-        answers_dir=answers_dir,
-        holdout=holdout,
-        calibration=calibration,
-        projection_steps=projection_steps,
-        frozen_norms=integer if frozen_norms is None else frozen_norms,
-        noise=_noise(comparator_offset, comparator_noise, projection_noise),
-        seed=seed,
-        device=device,
-        precision=precision,
-        **{name: defaults[name] if value is None else value for name, value in given.items()},
-    )
     result = train_with_progress(options, output_dir, resume=resume)
     summary = result.summary
     if export is not None:
@@ -180,6 +192,27 @@ def train(
         soft_wrap=True,
         markup=False,
     )
+
+
+def _options_of_run(context: typer.Context, model: str, folder: Path) -> Any:
+    """The options that the run in a folder has.
+
+    Raises:
+        BitbybitError: there is none, it is of another backbone, or options were given besides.
+    """
+    from bitbybit.errors import ConfigError
+    from bitbybit.training.run_folder import RunFolder
+
+    options = RunFolder(folder).read_options()
+    if options.model != model:
+        raise ConfigError(f"{folder}: expected a run of {model}, got one of {options.model}; name that one")
+    for name in hashing.given(context):
+        if name not in ("model", "output_dir", "resume", "export"):
+            raise ConfigError(
+                f"{hashing.flag(context, name)}: expected none beside --resume, which goes on with the options in "
+                f"{folder / 'options.json'}; leave it out"
+            )
+    return options
 
 
 def check_export(path: Path) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def verify(
     artifact: Path = typer.Argument(..., help="Compiled artifact (.onnx)."),
-    checkpoint: Path | None = typer.Option(None, help="What it was compiled from. [default: ARTIFACT.pth]"),
+    checkpoint: Path | None = typer.Option(None, help="What it was compiled from.", show_default="ARTIFACT.pth"),
     data_dir: str = typer.Option("data", help="Folder of the data set."),
     samples: int = typer.Option(0, min=0, help="Test images; 0: all."),
     layer_samples: int = typer.Option(512, min=0, help="Of them, compared layer by layer; 0: all."),
@@ -26,7 +26,7 @@ def verify(
         False, help="Also run the runtime's kernels for AVX2 and others, each in a process of its own."
     ),
     threads: int = typer.Option(0, min=0, help="Threads of the runtimes; 0: all cores."),
-    report: Path | None = typer.Option(None, help="JSON report. [default: ARTIFACT.verify.json]"),
+    report: Path | None = typer.Option(None, help="JSON report.", show_default="ARTIFACT.verify.json"),
 ) -> None:
     """Compare an artifact with PyTorch, layer by layer and end to end; exit code 1 if they differ."""
     keep_freed_memory()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from bitbybit.training.options import TrainOptions
 from bitbybit.training.prepare import Prepared, prepare, reestimate_batch_norm
 from bitbybit.training.run_folder import RunFolder
 from bitbybit.training.teacher_answers import TeacherAnswers, answers_key
+from bitbybit.utils.devices import has_bfloat16, pick_device
 from bitbybit.utils.files import atomic_path, write_json
 
 StepCallback = Callable[[int, int, int, float], None]  # epoch, step, steps in an epoch, loss
@@ -87,11 +88,7 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optim
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:
     """Whether products are taken in bfloat16: as asked, or where the processor has them."""
-    if precision:
-        return precision == "bfloat16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+    return precision == "bfloat16" if precision else has_bfloat16(device)
 
 
 def freeze_norms(model: nn.Module) -> None:
@@ -151,12 +148,15 @@ def train(
     if resume:
         options = folder.read_options()
     else:
+        narrow = use_bfloat16(options.precision, pick_device(options.device))
+        options = replace(options, precision="bfloat16" if narrow else "float32")  # the same where it goes on
         folder.start(options)
+    state = folder.load_state() if resume else None
     torch.manual_seed(options.seed)
-    setup = prepare(options)
+    setup = prepare(options, fit=state is None)
     session = _Session(setup, options, folder)
-    if resume:
-        session.restore()
+    if state is not None:
+        session.restore(state)
     for epoch in range(session.epoch, options.epochs):
         row = session.run_epoch(epoch, on_step)
         if on_epoch:
@@ -229,10 +229,7 @@ class _Session:
                 value = loss.item()
                 if not math.isfinite(value):
                     layer = first_non_finite_layer(model, images)
-                    raise DivergenceError(
-                        f"training diverged: loss {value} at epoch {epoch + 1}, step {step + 1}, first in {layer}; "
-                        f"lower the learning rate; the last good state is {self.folder.state}"
-                    )
+                    self._stop(f"loss {value} at epoch {epoch + 1}, step {step + 1}, first in {layer}")
             self.optimizer.step()
             self.scheduler.step()
             if on_step:
@@ -243,6 +240,9 @@ class _Session:
             self.noise.detach()
         if self.hints is not None:
             self.hints.detach()
+        for name, parameter in model.named_parameters():
+            if not parameter.isfinite().all():
+                self._stop(f"{name} is not finite after epoch {epoch + 1}")
         validation = (
             evaluate(model, setup.val, device, packed=True) if setup.val else {"accuracy": math.nan, "loss": math.nan}
         )
@@ -260,6 +260,10 @@ class _Session:
         self.epoch = epoch + 1
         self._save()
         return row
+
+    def _stop(self, what: str) -> NoReturn:
+        kept = f"the last good state is {self.folder.state}" if self.epoch else "no epoch had ended before"
+        raise DivergenceError(f"training diverged: {what}; lower the learning rate; {kept}")
 
     def _ask(self, images: Tensor) -> Tensor:
         """The float networks' answer to a batch."""
@@ -302,10 +306,8 @@ class _Session:
         )
         self.folder.write_metrics(self.history)
 
-    def restore(self) -> None:
-        state = self.folder.load_state()
-        if state is None:
-            return
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes up a run where its last whole epoch ended."""
         self.setup.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])

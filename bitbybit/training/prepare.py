@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from bitbybit.utils.data import (
     normalise,
     split_holdout,
 )
+from bitbybit.utils.devices import pick_device
 from bitbybit.utils.models import MODELS, get_backbone, load_checked, load_state_dict_file
 
 
@@ -48,13 +50,12 @@ class Prepared:
     device: torch.device
 
 
-def pick_device(name: str = "") -> torch.device:
-    """The named device, or CUDA where there is one, else the CPU."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+def prepare(options: TrainOptions, *, fit: bool = True) -> Prepared:
+    """Loads data, builds the network and, for a hashed run, patches it and fits it to data.
 
-
-def prepare(options: TrainOptions) -> Prepared:
-    """Loads data, builds the network and, for a hashed run, patches and calibrates it.
+    Args:
+        options: of the run.
+        fit: whether its layers are fitted, or loaded from ``start``; a run that goes on has its weights elsewhere.
 
     Raises:
         BitbybitError: the data set, weights or configuration cannot be used.
@@ -69,7 +70,7 @@ def prepare(options: TrainOptions) -> Prepared:
     val = make_loader(data.part(data.held), 256, shuffle=False) if len(data.held) else None
     calibration = data.sample()
     more = [_more_teacher(which, options.model) for which in options.teachers]
-    model, teacher = _networks(options, calibration)  # last: it may convert for minutes
+    model, teacher = _networks(options, calibration, fit)  # last: it may convert for minutes
     for network in (model, teacher, *more):
         if network is not None:
             network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -124,7 +125,7 @@ def test_loader(options: TrainOptions) -> DataLoader:
     return make_loader(ImageDataset(arrays.test_x, arrays.test_y, spec.mean, spec.std), 256, shuffle=False)
 
 
-def _networks(options: TrainOptions, calibration: Tensor) -> tuple[nn.Module, nn.Module | None]:
+def _networks(options: TrainOptions, calibration: Tensor, fit: bool) -> tuple[nn.Module, nn.Module | None]:
     """What is trained and its teacher, on the CPU, where layers are fitted."""
     hashed = options.hash_config is not None
     model = get_backbone(options.model, pretrained=hashed or bool(options.weights), weights=options.weights or None)
@@ -132,7 +133,7 @@ def _networks(options: TrainOptions, calibration: Tensor) -> tuple[nn.Module, nn
     if not hashed:
         return model, None
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
-    start_hashed(model, teacher, options, calibration)
+    start_hashed(model, teacher, options, calibration if fit else None)
     return model, teacher
 
 
@@ -143,15 +144,19 @@ def _more_teacher(which: str, model: str) -> nn.Module:
         BitbybitError: the file or the backbone does not exist, or they do not fit.
         ConfigError: its classes are not those of ``model``.
     """
-    name, _, path = which.partition("=") if which.split("=")[0] in MODELS else (model, "", which)
+    name, equals, path = which.partition("=")
+    if not equals or (name not in MODELS and Path(which).exists()):
+        name, path = model, which
+    if name not in MODELS:
+        raise ConfigError(f"teacher {which}: unknown backbone {name!r}; expected one of {', '.join(sorted(MODELS))}")
     if name.split("_")[0] != model.split("_")[0]:
         raise ConfigError(f"teacher {which}: expected a backbone for the data set of {model}, got {name}")
     with torch.random.fork_rng(devices=[]):  # the run draws what it would without
         return get_backbone(name, weights=path).eval().requires_grad_(False)
 
 
-def start_hashed(model: nn.Module, teacher: nn.Module, options: TrainOptions, calibration: Tensor) -> None:
-    """Patches a network and gives it what data tell before any training; changed in place."""
+def start_hashed(model: nn.Module, teacher: nn.Module, options: TrainOptions, calibration: Tensor | None) -> None:
+    """Patches a network and, with calibration images, gives it what data tell before any training; changed in place."""
     from bitbybit.calibration import calibrate
     from bitbybit.conversion import fit_layers
     from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
@@ -159,6 +164,8 @@ def start_hashed(model: nn.Module, teacher: nn.Module, options: TrainOptions, ca
 
     patch_model(model, options.hash_config)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if calibration is None:
+        return
     if options.start:
         load_checked(model, load_state_dict_file(options.start), options.start)
         _match_code_bits(model, options.start)
@@ -180,24 +187,23 @@ def _match_code_bits(model: nn.Module, start: str) -> None:
     """
     from bitbybit.checkpoint import recorded_hash_config
     from bitbybit.integer_base import IntegerHashLayer
-    from bitbybit.patching import hash_layers
+    from bitbybit.patching import COMMON, hash_layers
 
     config = recorded_hash_config(start)
     if config is None:
         return
-    found = {entry.get("code_bits", 1) for entry in config.values() if entry.get("hash_kernel_type") != "none"}
-    layers = [layer for layer in hash_layers(model).values() if isinstance(layer, IntegerHashLayer)]
-    wanted = {layer.spec.code_bits for layer in layers}
-    if found == {1}:
-        for layer in layers:
-            if layer.spec.code_bits > 1:
-                layer.code_weight.copy_(widened_latent(layer.code_weight, layer.spec.code_bits))
-    elif not wanted <= found:
-        expected, got = (", ".join(map(str, sorted(bits))) for bits in (wanted, found))
-        raise CheckpointError(
-            f"{start}: expected codes of {expected} bits, got {got}; only codes of 1 bit can be given more; "
-            "convert the float network with these code_bits, or leave --start out"
-        )
+    for name, layer in hash_layers(model).items():
+        if not isinstance(layer, IntegerHashLayer):
+            continue
+        found = config.get(name, config.get(COMMON, {})).get("code_bits", 1)
+        wanted = layer.spec.code_bits
+        if found == 1 < wanted:
+            layer.code_weight.copy_(widened_latent(layer.code_weight, wanted))
+        elif found != wanted:
+            raise CheckpointError(
+                f"{start}: expected code_bits {wanted} in layer {name!r}, got {found}; only codes of 1 bit can be "
+                "given more; convert the float network with these code_bits, or leave --start out"
+            )
 
 
 @torch.no_grad()

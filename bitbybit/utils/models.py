@@ -166,8 +166,12 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: the file is missing, is no checkpoint, or holds something else.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: expected a .pth or .safetensors file, got a folder; name a file in it")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; expected a .pth or .safetensors file")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path}: not a readable checkpoint (an empty file); save it again")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -175,7 +179,7 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch and safetensors raise a dozen unrelated types for a damaged file
-        reason = str(e).splitlines()[0][:160] if str(e) else type(e).__name__
+        reason = str(e).splitlines()[0][:160] if " " in str(e) else type(e).__name__
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason}); expected a state dict") from e
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -232,7 +236,8 @@ def load_checked(model: nn.Module, state: dict[str, Tensor], source: str | Path,
                 parts.append(f"{len(keys)} {label} (first {keys[0]!r})")
         raise CheckpointError(
             f"{source}: belongs to another architecture or hash configuration than "
-            f"{name or type(model).__name__}: {', '.join(parts)}"
+            f"{name or type(model).__name__}: {', '.join(parts)}; name the backbone and the hash configuration that it "
+            "was made with"
         )
     model.load_state_dict(state, strict=True)
 

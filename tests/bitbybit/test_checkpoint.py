@@ -7,7 +7,7 @@ import torch
 from command_line import CARD, HASHING, TinyResNet, files_below, hashed_tiny, save_tiny
 
 from bitbybit.checkpoint import card_path, guess_model, load_checkpoint, read_hash_config, save_checkpoint
-from bitbybit.errors import BitbybitError, CheckpointError, ConfigError
+from bitbybit.errors import BitbybitError, CheckpointError, CheckpointWarning, ConfigError
 from bitbybit.patching import hash_layers
 from bitbybit.training import TrainOptions
 from bitbybit.training.run_folder import RunFolder
@@ -183,6 +183,20 @@ def test_refuses_projections_that_are_no_matrices(tmp_path):
     state["fc.hash_kernels.0.0._learnable_projection_matrix"] = torch.zeros(())
     torch.save(state, tmp_path / "digits_tiny.pth")
     assert "layer 'fc': expected" in refusal(tmp_path / "digits_tiny.pth", CheckpointError)
+
+
+def test_what_the_tensors_of_integer_arithmetic_do_not_tell_is_warned_of(tmp_path):
+    model = hashed_tiny(arithmetic="integer", code_bits=2)
+    path = tmp_path / "digits_tiny.pth"
+    save_checkpoint(model, path, CARD)
+    assert load_checkpoint(path).model.conv1.spec.code_bits == 2
+    card = json.loads(card_path(path).read_text())
+    card_path(path).write_text(json.dumps(card | {"sha256": None}))  # as if it named none
+    assert load_checkpoint(path).model.conv1.spec.code_bits == 2
+    card_path(path).unlink()
+    with pytest.warns(CheckpointWarning, match=r"digits_tiny\.pth: no card beside it; code_bits"):
+        assert load_checkpoint(path).model.conv1.spec.code_bits == 1
+    same_answers(load_checkpoint(path, hash_config=card["hash_config"]).model, model)  # without a word
 
 
 def test_refuses_the_card_of_another_checkpoint(tmp_path):

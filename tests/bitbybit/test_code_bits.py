@@ -7,11 +7,13 @@ from torch import nn
 
 import bitbybit as bb
 from bitbybit.answers import packed_answers
+from bitbybit.checkpoint import save_checkpoint
 from bitbybit.conversion import convert, fit_codes
 from bitbybit.costs import dot_cost
-from bitbybit.errors import ConfigError
+from bitbybit.errors import CheckpointError, ConfigError
 from bitbybit.integer_reference import reference_forward
 from bitbybit.sign_features import CodeLatent, code_step, code_values, widened_latent
+from bitbybit.training.prepare import _match_code_bits
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
@@ -141,6 +143,34 @@ def test_latents_of_fitted_codes_lie_within_reach_of_a_gradient(bits):
     for layer in bb.patching.hash_layers(hashed).values():
         assert layer.code_weight.abs().max() <= 1
         assert len(layer.code_values().unique()) == 2**bits
+
+
+@pytest.mark.parametrize(
+    ("recorded", "wanted", "changed"),
+    [((1, 2), (2, 2), True), ((2, 2), (2, 2), False), ((3, 2), (2, 3), None), ((2, 1), (1, 1), None)],
+)
+def test_a_start_is_given_bits_layer_by_layer(tmp_path, recorded, wanted, changed):
+    def network(bits):
+        common = {"arithmetic": "integer", "output_tile_size": None, "hash_length": 8, "input_tile_size": 4}
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+        config = {name: common | {"code_bits": b} for name, b in zip("02", bits, strict=True)}
+        return bb.patch_model(model, config).eval()
+
+    start = network(recorded)
+    save_checkpoint(start, tmp_path / "start.pth", {})
+    model = network(wanted)
+    model.load_state_dict(start.state_dict())
+    if changed is None:
+        with pytest.raises(CheckpointError, match=f"expected code_bits {wanted[0]} in layer '0', got {recorded[0]}"):
+            _match_code_bits(model, str(tmp_path / "start.pth"))
+        return
+    _match_code_bits(model, str(tmp_path / "start.pth"))
+    assert torch.equal(model[0].code_weight, start[0].code_weight) != changed
+    assert torch.equal(model[2].code_weight, start[2].code_weight)
+    images = torch.randn(3, 4, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(model(images), start(images))
 
 
 def test_every_bit_of_a_code_is_looked_up():

@@ -30,7 +30,9 @@ def test_writes_options_metrics_weights_and_summary(tiny, tmp_path):
     assert summary["test_accuracy"] == result.summary["test_accuracy"]
     best = max(row["val_accuracy"] for row in result.history)
     assert summary["val_accuracy"] == pytest.approx(best)
-    assert folder.read_options() == float_options()
+    found = folder.read_options()
+    assert found.precision in ("float32", "bfloat16")  # what was taken, so that a resumed run takes it too
+    assert replace(found, precision="") == float_options()
 
 
 def test_learns(tiny, tmp_path):
@@ -82,8 +84,8 @@ def test_hashed_run_trains_weights_and_projections_from_the_float_net(tiny, floa
 
 def test_frozen_norms_keep_the_float_networks_statistics_and_learn_scale_and_shift(tiny, float_weights, tmp_path):
     before = torch.load(float_weights)
-    frozen = train(hashed_options(float_weights, "integer", frozen_norms=True), tmp_path / "frozen").model.state_dict()
-    moved = train(hashed_options(float_weights, "integer"), tmp_path / "moved").model.state_dict()
+    frozen = train(hashed_options(float_weights, "integer"), tmp_path / "frozen").model.state_dict()
+    moved = train(hashed_options(float_weights, "integer", frozen_norms=False), tmp_path / "moved").model.state_dict()
     for name in ("bn.running_mean", "bn.running_var"):
         assert torch.equal(frozen[name], before[name])
         assert not torch.equal(moved[name], before[name])
@@ -161,6 +163,43 @@ def test_divergence_names_step_and_layer_and_keeps_the_last_state(tiny, tmp_path
     assert RunFolder(tmp_path / "run").load_state()["epoch"] == 1
 
 
+def test_divergence_of_a_layer_in_integer_arithmetic_is_noticed(tiny, float_weights, tmp_path, monkeypatch):
+    original = TinyNet.forward
+
+    def poison(self, images):
+        if self.training:
+            with torch.no_grad():
+                self.conv.gain.fill_(math.nan)  # what follows it is a quantised layer
+        return original(self, images)
+
+    monkeypatch.setattr(TinyNet, "forward", poison)
+    with pytest.raises(DivergenceError, match=r"epoch 1, step 1, first in conv; .* no epoch had ended before"):
+        train(hashed_options(float_weights, "integer"), tmp_path / "run")
+
+
+def test_an_epoch_that_ends_in_nan_is_not_kept(tiny, tmp_path, monkeypatch):
+    def last_step(epoch, step, steps, loss):
+        if (epoch, step) == (1, steps - 1):
+            with torch.no_grad():
+                networks[-1].fc.bias[0] = math.nan
+
+    networks: list[torch.nn.Module] = []
+    original = TinyNet.forward
+    monkeypatch.setattr(TinyNet, "forward", lambda self, x: (networks.append(self), original(self, x))[1])
+    with pytest.raises(DivergenceError, match=r"fc\.bias is not finite after epoch 2; .*last\.pt"):
+        train(float_options(), tmp_path / "run", on_step=last_step)
+    assert RunFolder(tmp_path / "run").load_state()["epoch"] == 1
+
+
+def test_a_resumed_run_does_not_convert_again(tiny, float_weights, tmp_path, monkeypatch):
+    options = hashed_options(float_weights, "integer", epochs=2)
+    result = train(options, tmp_path / "run")
+    monkeypatch.setattr("bitbybit.conversion.fit_layers", lambda *a, **k: pytest.fail("converted"))
+    again = train(options, tmp_path / "run", resume=True)
+    for a, b in zip(result.model.state_dict().values(), again.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_divergence_is_noticed_before_an_epoch_is_kept_where_the_loss_is_read_rarely(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "steps_between_looks", lambda device: 3)
     seen = []
@@ -206,7 +245,14 @@ def test_refuses_a_damaged_state(tiny, tmp_path):
         ({"lr": math.nan}, "lr"),
         ({"distill": 1.5}, "distill"),
         ({"optimizer": "lion"}, "optimizer"),
+        ({"temperature": 0}, "temperature: expected a value above 0"),
+        ({"device": "tpu", "code_share": None}, "device: expected cpu or cuda, got 'tpu'"),
+        ({"teachers": "a.pth"}, "teachers: expected a list of files"),
         ({"teachers": ("a.pth",), "distill": 0.5}, "teachers: .* got a float one"),
+        ({"start": "a.pth"}, "start: .* got a float one"),
+        ({"hints": 0.5}, "hints: .* got a float one"),
+        ({"noise": {"offset": 1}, "hash_config": {}}, "noise: expected fields of NoiseSpec"),
+        ({"noise": {"comparator_noise": -1}, "hash_config": {}}, "comparator_noise"),
         ({"teachers": ("a.pth",), "hash_config": {}}, "teachers: .* got distill 0; pass --distill"),
     ],
 )
@@ -220,6 +266,18 @@ def test_options_survive_json():
     assert TrainOptions.from_dict(json.loads(json.dumps(options.to_dict()))) == options
     with pytest.raises(ConfigError, match="unknown training option 'learning_rate'"):
         TrainOptions.from_dict({"model": "x", "learning_rate": 1})
+
+
+def test_what_is_left_open_is_what_suits_the_network():
+    layers = {"hash_kernel_type": "learned_projection", "output_tile_size": None}
+    plain = TrainOptions("digits_tiny", device="cpu")
+    cosine = TrainOptions("digits_tiny", hash_config={"common_params": layers}, device="cpu")
+    whole = TrainOptions("digits_tiny", hash_config={"common_params": layers | {"arithmetic": "integer"}}, device="cpu")
+    assert (plain.optimizer, plain.lr, plain.weight_decay, plain.warmup) == ("sgd", 0.2, 5e-4, 0.2)
+    for hashed in (cosine, whole):
+        assert (hashed.optimizer, hashed.lr, hashed.weight_decay, hashed.warmup) == ("adam", 1e-3, 0, 0.05)
+    assert (cosine.lr_projection, cosine.frozen_norms) == (5e-4, False)
+    assert (whole.lr_projection, whole.frozen_norms, whole.code_share) == (0, True, 0.25)
 
 
 def test_projections_have_their_own_rate():
