@@ -95,7 +95,7 @@ def run_variant(name: str, seed: int, arguments: argparse.Namespace) -> dict[str
     sample = data.sample()
     held = make_loader(data.part(data.held[: arguments.held_out]), 250, shuffle=False)
     train = make_loader(data.part(data.kept, augment=True), options.batch_size, shuffle=True)
-    teacher = get_backbone(options.model).eval().requires_grad_(False)
+    teacher = get_backbone(options.model, weights=arguments.weights).eval().requires_grad_(False)
     fitting = {key: settings[key] for key in ("compensate", "projection_steps")}
     model = converted_model(teacher, sample, json.dumps(layers), json.dumps(fitting), arguments.positions, seed)
     for layer in model.modules():
@@ -196,6 +196,7 @@ def main() -> None:
     """Runs what is missing, prints the table and writes the plot."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--data-dir", default="data", help="folder with cifar10.npz")
+    parser.add_argument("--weights", type=Path, help="state dict of the float network; the project's own if left out")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--steps", type=int, default=40, help="of fine-tuning, 128 images each")
