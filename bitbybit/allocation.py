@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitbybit.conversion import IntegerLayer, _in_order, _value, fit_codes, set_quantisation
+from bitbybit.conversion import IntegerLayer, fit_codes, layers_in_order, set_quantisation, value_at
 from bitbybit.errors import ConfigError
 from bitbybit.patching import COMMON, HashConfig, patch_model, plan_patch
 from bitbybit.spec import INTEGER, HashSpec
@@ -94,14 +94,14 @@ def measure_sensitivity(
     teacher = copy.deepcopy(model).eval()
     lengths = sorted(set(hash_lengths))
     patched = patch_model(copy.deepcopy(teacher), config).eval()
-    names = _in_order(patched, images[:2])
+    names = layers_in_order(patched, images[:2])
     weights = _gradient_energy(teacher, names, images)
     found: list[LayerSensitivity] = []
     total = len(names) * len(lengths)
     for name in names:
         with torch.no_grad():
-            x = _value(teacher, name, images, of_input=True)
-            y = _value(teacher, name, images, of_input=False)
+            x = value_at(teacher, name, images, of_input=True)
+            y = value_at(teacher, name, images, of_input=False)
         lost, cost = {}, {}
         for bits in possible_lengths(teacher.get_submodule(name), specs[name], lengths, name):
             layer, errors = _fit(

@@ -101,16 +101,16 @@ def fit_layers(
         ConfigError: a layer reads or answers NaN or infinity.
     """
     student.eval()
-    names = _in_order(student, images[:2])
+    names = layers_in_order(student, images[:2])
     for number, name in enumerate(names):
         layer = student.get_submodule(name)
         with packed_answers(), whole_products():
-            x = _value(student if compensate else teacher, name, images, of_input=True)
+            x = value_at(student if compensate else teacher, name, images, of_input=True)
         _check_finite(name, "input", x)
         error = math.nan
         if isinstance(layer, IntegerLayer):
             with whole_products():
-                y = _value(teacher, name, images, of_input=False)
+                y = value_at(teacher, name, images, of_input=False)
             _check_finite(name, "answer", y)
             set_quantisation(layer, x)
             learn_projections(layer, x, y, positions=positions, steps=projection_steps, seed=seed + number)
@@ -132,7 +132,7 @@ class _Reached(Exception):
     """Ends a forward pass at the layer that was asked for."""
 
 
-def _in_order(model: nn.Module, images: Tensor) -> list[str]:
+def layers_in_order(model: nn.Module, images: Tensor) -> list[str]:
     """Paths of the hash layers in the order of their first call."""
     order: list[str] = []
     handles = [
@@ -147,7 +147,7 @@ def _in_order(model: nn.Module, images: Tensor) -> list[str]:
     return list(dict.fromkeys(order))
 
 
-def _value(model: nn.Module, name: str, images: Tensor, *, of_input: bool, batch: int = 128) -> Tensor:
+def value_at(model: nn.Module, name: str, images: Tensor, *, of_input: bool, batch: int = 128) -> Tensor:
     """What a layer reads or answers at its first call."""
     found: list[Tensor] = []
 
@@ -180,7 +180,7 @@ def set_quantisation(layer: IntegerLayer, x: Tensor) -> None:
         layer: changed.
         x: float32[n, c, h, w] or float32[..., features], finite.
     """
-    image = layer._as_image(x)
+    image = layer.as_image(x)
     layer.input_signed.fill_(bool((image < 0).any()))
     low, high = SIGNED if bool(layer.input_signed) else UNSIGNED
     peak = float(image.abs().max())
@@ -195,11 +195,11 @@ def set_quantisation(layer: IntegerLayer, x: Tensor) -> None:
     if layer.spec.centring:
         layer.centre.copy_(image.mean((0, 2, 3)))
     layer.norm_scale.fill_(1.0)
-    v = layer._vectors(image[:256])
-    _, stride, dilation = layer._encode_geometry()
+    v = layer.vectors(image[:256])
+    _, stride, dilation = layer.encode_geometry()
     lengths = [
         F.conv2d(v[:, channels].square(), mask, stride=stride, dilation=dilation).sqrt().flatten()
-        for channels, _, mask in layer._convolutions(layer.tile_projections())
+        for channels, _, mask in layer.convolutions(layer.tile_projections())
     ]
     joined = torch.cat(lengths)
     joined = joined[:: max(1, joined.numel() // 1_000_000)]
@@ -219,7 +219,7 @@ def learn_projections(
     """
     if steps < 1 or not any(True for kernel in layer.kernels() for _ in kernel.parameters()):
         return
-    image, answers = layer._as_image(x), _answers(layer, y)
+    image, answers = layer.as_image(x), _answers(layer, y)
     kept = images_fitted(len(image))
     phi, wanted = _samples(layer, image[:kept], answers[:kept], positions, seed)
     outputs = _some_outputs(layer, seed)
@@ -245,7 +245,7 @@ def fit_codes(layer: IntegerLayer, x: Tensor, y: Tensor, *, positions: int = 24_
     Returns:
         The share of the variance of ``y`` that is lost, mean over the outputs.
     """
-    phi, wanted = _samples(layer, layer._as_image(x), y, positions, seed)
+    phi, wanted = _samples(layer, layer.as_image(x), y, positions, seed)
     phi_mean, wanted_mean = phi.mean(0), wanted.mean(0)
     phi -= phi_mean
     wanted -= wanted_mean
@@ -312,7 +312,7 @@ def _answers(layer: IntegerLayer, y: Tensor) -> Tensor:
 def _samples(layer: IntegerLayer, image: Tensor, y: Tensor, positions: int, seed: int) -> tuple[Tensor, Tensor]:
     """Sign features float32[m, t * k * kh * kw], in 0..1, and wanted answers float32[m, o] at random positions."""
     _, channels, kh, kw = layer.code_weight.shape
-    stride, dilation = layer._dot_geometry()
+    stride, dilation = layer.dot_geometry()
     wanted = _answers(layer, y)
     n, places = len(wanted), wanted.shape[2] * wanted.shape[3]
     limit = max(1, SAMPLE_BYTES // (4 * channels * kh * kw))

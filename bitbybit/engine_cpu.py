@@ -12,11 +12,6 @@ bits past k are 0.
 from __future__ import annotations
 
 import math
-import os
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,13 +20,12 @@ from numba import njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from bitbybit.parallel_cpu import in_parallel
 from bitbybit.polynomials import COSINE, SINE
 
 if TYPE_CHECKING:
     from bitbybit.engine import Fold
 
-SERIAL_ELEMENTS = 1 << 15  # below this handing work to threads costs more than it saves
-PARTS_PER_WORKER = 2  # a thread that is held up leaves its second part to the others
 CHUNK_ELEMENTS = 1 << 20  # slopes at once on a thread: they stay in the last-level cache
 WORD_BITS = 32  # as wide as a float, so that counts fill the lanes that the polynomial uses
 
@@ -48,7 +42,7 @@ def _count(typingctx, word):  # type: ignore[no-untyped-def]
     return types.uint32(types.uint32), lambda context, builder, signature, args: builder.ctpop(args[0])
 
 
-def _bitcast(source: Any, target: Any) -> Any:
+def bitcast(source: Any, target: Any) -> Any:
     """A function that reads the bits of one type as another of its width."""
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
@@ -58,8 +52,8 @@ def _bitcast(source: Any, target: Any) -> Any:
 
 
 _popcount: Any = intrinsic(_count)  # set bits of a uint32
-_float_bits = _bitcast(types.float32, types.uint32)
-_from_bits = _bitcast(types.uint32, types.float32)
+float_bits = bitcast(types.float32, types.uint32)
+from_bits = bitcast(types.uint32, types.float32)
 
 
 @njit(nogil=True, cache=True)
@@ -106,7 +100,7 @@ def quotient_gradient(scaled, grad_norms, grad, values, norms, narrow):
         radial = _ZERO
         if narrow:
             for b in range(values.shape[1]):
-                scaled[r, b] = _from_bits(np.uint32(grad[r, b]) << np.uint32(16)) * inverse
+                scaled[r, b] = from_bits(np.uint32(grad[r, b]) << np.uint32(16)) * inverse
         else:
             for b in range(values.shape[1]):
                 scaled[r, b] = grad[r, b] * inverse
@@ -196,7 +190,7 @@ def _gather(out, grad_y, n, i, j, shifts):
 def _store_narrow(out, values):
     """Rounds float32[J] to nearest, ties to even: the bits of bfloat16, uint16[J]."""
     for c in range(values.shape[0]):
-        word = _float_bits(values[c])
+        word = float_bits(values[c])
         out[c] = np.uint16((word + np.uint32(0x7FFF) + ((word >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
 
@@ -247,34 +241,7 @@ def slope_images(
                             slope[t, n, m, c] = row[c]
 
 
-def _start_thread() -> None:
-    """Settings of each thread: serial operators, no recording of gradients."""
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
-
-
-@cache
-def _pool(workers: int) -> ThreadPoolExecutor:
-    """Threads that each run one chunk at a time; torch's own loops stay serial within them."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="bitbybit", initializer=_start_thread)
-    for ready in [pool.submit(time.sleep, 0.001) for _ in range(workers)]:
-        ready.result()
-    torch.set_num_threads(workers)  # a thread's number is also the default of threads to come
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not outlive a fork
-    return pool
-
-
-def _in_parallel(work: Callable[[int, int], Any], images: int, elements_per_image: int) -> list[Any]:
-    """Calls ``work(start, stop)`` for ranges of images, on as many threads as torch uses."""
-    workers = torch.get_num_threads()
-    if min(workers, images) < 2 or images * elements_per_image < SERIAL_ELEMENTS:
-        return [work(0, images)]
-    step = math.ceil(images / workers / PARTS_PER_WORKER)
-    futures = [_pool(workers).submit(work, n, min(n + step, images)) for n in range(0, images, step)]
-    return [future.result() for future in futures]
-
-
-def _array(tensor: Tensor) -> np.ndarray:
+def as_array(tensor: Tensor) -> np.ndarray:
     """The tensor's memory as an array; bfloat16 as uint16."""
     tensor = tensor.detach().contiguous()
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
@@ -283,27 +250,27 @@ def _array(tensor: Tensor) -> np.ndarray:
 def pack(codes: Tensor) -> np.ndarray:
     """Packs codes of +-1, float32 or bfloat16 [..., k], not empty, into uint32[..., W]."""
     bits = codes.shape[-1]
-    values = _array(codes.reshape(-1, bits))
+    values = as_array(codes.reshape(-1, bits))
     sign_bit, values = (15, values) if codes.dtype == torch.bfloat16 else (31, values.view(np.uint32))
     words = np.empty((len(values), math.ceil(bits / WORD_BITS)), np.uint32)
 
     def work(start: int, stop: int) -> None:
         pack_signs(words[start:stop], values[start:stop], sign_bit)
 
-    _in_parallel(work, len(words), bits)
+    in_parallel(work, len(words), bits)
     return words.reshape(*codes.shape[:-1], -1)
 
 
 def signs(values: Tensor, dtype: torch.dtype) -> Tensor:
     """+1 where ``values >= 0``, else -1: contiguous float32 or bfloat16 [...] from float32[...]."""
     codes = torch.empty(values.shape, dtype=dtype)
-    out, flat = _array(codes).reshape(-1), _array(values).reshape(-1)
-    one, minus_one = _array(torch.tensor([1, -1], dtype=dtype))
+    out, flat = as_array(codes).reshape(-1), as_array(values).reshape(-1)
+    one, minus_one = as_array(torch.tensor([1, -1], dtype=dtype))
 
     def work(start: int, stop: int) -> None:
         write_signs(out[start:stop], flat[start:stop], one, minus_one)
 
-    _in_parallel(work, len(flat), 1)
+    in_parallel(work, len(flat), 1)
     return codes
 
 
@@ -311,15 +278,15 @@ def quotient_backward(grad: Tensor, values: Tensor, norms: Tensor) -> tuple[Tens
     """Gradients of ``values: float32[N, M, k]`` and ``norms: float32[N, M]`` from that of their quotient."""
     bits = values.shape[-1]
     scaled, grad_norms = torch.empty_like(values), torch.empty_like(norms, memory_format=torch.contiguous_format)
-    out, radial = _array(scaled).reshape(-1, bits), grad_norms.numpy().reshape(-1)
-    g, u, n = _array(grad).reshape(-1, bits), _array(values).reshape(-1, bits), _array(norms).reshape(-1)
+    out, radial = as_array(scaled).reshape(-1, bits), grad_norms.numpy().reshape(-1)
+    g, u, n = as_array(grad).reshape(-1, bits), as_array(values).reshape(-1, bits), as_array(norms).reshape(-1)
     narrow = grad.dtype == torch.bfloat16
 
     def work(start: int, stop: int) -> None:
         part = slice(start, stop)
         quotient_gradient(out[part], radial[part], g[part], u[part], n[part], narrow)
 
-    _in_parallel(work, len(n), bits)
+    in_parallel(work, len(n), bits)
     return scaled, grad_norms
 
 
@@ -337,7 +304,7 @@ def correlate_forward(
     columns = scales.shape[1]
     shifts, by_word = _layout(fold, weights)
     y = torch.zeros(images, *fold.out_size, columns // len(shifts), dtype=torch.float32)
-    out, lengths, widths = y.numpy(), _array(norms), _array(scales)
+    out, lengths, widths = y.numpy(), as_array(norms), as_array(scales)
 
     def work(n0: int, n1: int) -> None:
         scratch = np.empty((2, columns), np.float32)
@@ -345,7 +312,7 @@ def correlate_forward(
             out[n0:n1], codes[:, n0:n1], lengths[:, n0:n1], by_word, widths, shifts, fold.size, bits, scratch
         )
 
-    _in_parallel(work, images, tiles * positions * columns)
+    in_parallel(work, images, tiles * positions * columns)
     return y
 
 
@@ -367,7 +334,7 @@ def correlate_backward(
     tiles, images, positions, bits = codes.shape
     columns = scales.shape[1]
     shifts, by_word = _layout(fold, weights)
-    grad, lengths, widths = _array(grad_y), _array(norms), _array(scales)
+    grad, lengths, widths = as_array(grad_y), as_array(norms), as_array(scales)
     grad_codes, grad_norms = torch.empty_like(codes), torch.empty_like(norms, memory_format=torch.contiguous_format)
     radial = grad_norms.numpy()
     narrow = weight_codes.to(codes.dtype)
@@ -391,6 +358,6 @@ def correlate_backward(
                 grad_weight_codes[t] += torch.mm(rows.t(), codes[t, n0:n1].reshape(-1, bits))
         return grad_weight_codes, grad_scales
 
-    shares = _in_parallel(work, images, tiles * positions * columns)
+    shares = in_parallel(work, images, tiles * positions * columns)
     grad_weight_codes, grad_scales = (torch.stack(part).sum(0) for part in zip(*shares, strict=True))
     return grad_codes, grad_norms, grad_weight_codes, grad_scales

@@ -34,8 +34,8 @@ def exact_weight_codes(layer: HashLinear | HashConv2d, part: Part) -> tuple[Tens
     Returns:
         bits bool[T, J, k] and norms float32[T, J], J ordered (tap, output).
     """
-    columns = layer._columns(part).detach().double()
-    tiles, projection = layer._tiles(columns), layer._tiles(layer.projection(part).detach().double())
+    columns = layer.columns_of(part).detach().double()
+    tiles, projection = layer.in_tiles(columns), layer.in_tiles(layer.projection(part).detach().double())
     bits = torch.bmm(tiles, projection.transpose(1, 2)) >= 0
     return bits, torch.linalg.vector_norm(tiles, dim=-1).float()
 
@@ -51,7 +51,7 @@ def exact_encode(layer: HashLinear | HashConv2d, part: Part, x: Tensor) -> tuple
         artifact stores them; [T, M, k] and [T, M] for a linear layer.
     """
     tiles, size = input_tiles(layer, part, x)
-    projection = layer._tiles(layer.projection(part).detach().double())
+    projection = layer.in_tiles(layer.projection(part).detach().double())
     bits = torch.bmm(tiles, projection.transpose(1, 2)) >= 0
     norms = torch.linalg.vector_norm(tiles, dim=-1).float()
     return (bits, norms) if size is None else (bits.unflatten(1, size), norms.unflatten(1, size))
@@ -60,8 +60,8 @@ def exact_encode(layer: HashLinear | HashConv2d, part: Part, x: Tensor) -> tuple
 def input_tiles(layer: HashLinear | HashConv2d, part: Part, x: Tensor) -> tuple[Tensor, tuple[int, int, int] | None]:
     """The vectors that a layer hashes: float64[T, M, d], and how M splits into (N, oh, ow)."""
     if isinstance(layer, HashLinear):
-        return layer._tiles(layer.centred(x).reshape(-1, layer.in_features).double()), None
-    padded = layer._group(layer.padded(x), part)
+        return layer.in_tiles(layer.centred(x).reshape(-1, layer.in_features).double()), None
+    padded = layer.group_of(layer.padded(x), part)
     if layer.pixel and layer.kernel_size == (1, 1):
         padded = padded[:, :, :: layer.stride[0], :: layer.stride[1]]  # only these pixels are read
     if layer.pixel:
@@ -71,7 +71,7 @@ def input_tiles(layer: HashLinear | HashConv2d, part: Part, x: Tensor) -> tuple[
         size = (padded.shape[0], *layer.output_size(x.shape[2], x.shape[3]))
         windows = F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
         vectors = windows.transpose(1, 2).reshape(-1, layer.features)
-    return layer._tiles(vectors.double()), size
+    return layer.in_tiles(vectors.double()), size
 
 
 def exact_estimate(layer: HashLinear | HashConv2d, part: Part, bits: Tensor, norms: Tensor) -> Tensor:

@@ -60,18 +60,18 @@ class IntegerHashConv2d(IntegerHashLayer):
     def _pads(self) -> tuple[int, int, int, int]:
         return self.pads
 
-    def _vectors(self, x: Tensor) -> Tensor:
+    def vectors(self, x: Tensor) -> Tensor:
         q = self.quantise(x.float())
         padded = F.pad(q, self.pads) if any(self.pads) else q
         return padded - self.integer_centre().to(q.dtype).view(-1, 1, 1)
 
-    def _encode_geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    def encode_geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
         if self.pixel:
             one = (1, 1)
             return one, self.stride if self.kernel_size == one else one, one
         return self.kernel_size, self.stride, self.dilation
 
-    def _dot_geometry(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    def dot_geometry(self) -> tuple[tuple[int, int], tuple[int, int]]:
         if self.pixel and self.kernel_size != (1, 1):
             return self.stride, self.dilation
         return (1, 1), (1, 1)
@@ -105,23 +105,23 @@ class IntegerHashLinear(IntegerHashLayer):
         self._build(spec, module.in_features, module.out_features, 1, (1, 1))
         set_tied_codes(self, module.weight, module.bias)
 
-    def _as_image(self, x: Tensor) -> Tensor:
+    def as_image(self, x: Tensor) -> Tensor:
         return x.reshape(-1, self.in_features, 1, 1)
 
-    def _vectors(self, x: Tensor) -> Tensor:
+    def vectors(self, x: Tensor) -> Tensor:
         return self.quantise(x.float()) - self.integer_centre().float().view(-1, 1, 1)
 
-    def _encode_geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    def encode_geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
         return (1, 1), (1, 1), (1, 1)
 
-    def _dot_geometry(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    def dot_geometry(self) -> tuple[tuple[int, int], tuple[int, int]]:
         return (1, 1), (1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Estimates ``x @ weight.T + bias`` of ``x: float[..., in_features]``."""
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"expected float[..., {self.in_features}], got {list(x.shape)}")
-        return self._answer(self._as_image(x)).view(*x.shape[:-1], self.out_features)
+        return self._answer(self.as_image(x)).view(*x.shape[:-1], self.out_features)
 
     @classmethod
     def from_torch_module(cls, module: nn.Linear, **options: object) -> Self:

@@ -170,27 +170,27 @@ class IntegerHashLayer(nn.Module):
 
     # The image that is hashed, and how P becomes a convolution of it, differ between tilings.
 
-    def _vectors(self, x: Tensor) -> Tensor:
+    def vectors(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
     def _pads(self) -> tuple[int, int, int, int]:
         """Zeros around the image: left, right, top, bottom."""
         return (0, 0, 0, 0)
 
-    def _encode_geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    def encode_geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
         """kernel, stride and dilation with which windows are hashed."""
         raise NotImplementedError
 
-    def _dot_geometry(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    def dot_geometry(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """stride and dilation of the correlation."""
         raise NotImplementedError
 
-    def _convolutions(self, projections: list[Tensor]) -> list[TileConvolution]:
-        return tile_convolutions(projections, self._encode_geometry()[0])
+    def convolutions(self, projections: list[Tensor]) -> list[TileConvolution]:
+        return tile_convolutions(projections, self.encode_geometry()[0])
 
-    def _norms(self, v: Tensor, mask: Tensor) -> Tensor:
+    def norms(self, v: Tensor, mask: Tensor) -> Tensor:
         """Norms as whole numbers 0..255, without a gradient: float32[n, t, oh, ow]."""
-        _, stride, dilation = self._encode_geometry()
+        _, stride, dilation = self.encode_geometry()
         squares = v.detach().float().square()
         if not self.training and (v.is_cuda or self.tile_size * SQUARE_LIMIT >= EXACT_LIMIT):
             squares = squares.double()
@@ -220,19 +220,19 @@ class IntegerHashLayer(nn.Module):
     def _features(self, v: Tensor, projections: list[Tensor], noise: Disturbance | None) -> Tensor:
         """Sign features of centred images under what disturbs the projections."""
         features, dtype = [], v.dtype
-        kernel, stride, _ = self._encode_geometry()
+        kernel, stride, _ = self.encode_geometry()
         fast = gpu_kernels(v, dtype) if noise is None and kernel == (1, 1) else None
         if fast and fast.fits(self.tile_size, self.spec.hash_length):
             padded = self._keep("padded", lambda: fast.padded_projections(projections, self.tile_size))
             sizes = self.tile_size, self.spec.hash_length
             return fast.sign_features(v, padded, *sizes, self.norm_scale, NORM_LIMIT, stride)
         if noise is None:
-            convolutions = self._keep("convolutions", lambda: self._convolutions(projections))
+            convolutions = self._keep("convolutions", lambda: self.convolutions(projections))
         else:
-            convolutions = self._convolutions(written(noise, projections))
+            convolutions = self.convolutions(written(noise, projections))
         for index, (channels, projection, mask) in enumerate(convolutions):
             part = v[:, channels] if channels != slice(0, v.shape[1]) else v
-            norms = self._norms(part, mask)
+            norms = self.norms(part, mask)
             features.append(sign_features(self._seen(noise, index, part, projection), norms.to(dtype)))
         return features[0] if len(features) == 1 else torch.cat(features, 1)
 
@@ -251,14 +251,14 @@ class IntegerHashLayer(nn.Module):
 
     def _line_geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
         """kernel, stride and dilation of the convolution that a layer is a noisy version of."""
-        kernel, stride, dilation = self._encode_geometry()
+        kernel, stride, dilation = self.encode_geometry()
         taps = (self.code_weight.shape[2], self.code_weight.shape[3])
-        return (taps, *self._dot_geometry()) if taps != (1, 1) else (kernel, stride, dilation)
+        return (taps, *self.dot_geometry()) if taps != (1, 1) else (kernel, stride, dilation)
 
     @torch.no_grad()
     def _seen(self, noise: Disturbance | None, index: int, v: Tensor, projection: Tensor) -> Tensor:
         """What comparators see of ``P v``: [n, t * k, oh, ow], t tiles; in the type of v, or float32 under noise."""
-        _, stride, dilation = self._encode_geometry()
+        _, stride, dilation = self.encode_geometry()
         if noise is None:
             return F.conv2d(v, projection.to(v.dtype), stride=stride, dilation=dilation)
         held = noise.held(index, projection.detach().float())
@@ -271,7 +271,7 @@ class IntegerHashLayer(nn.Module):
         if fast := gpu_kernels(x, dtype):
             return fast.CentreImages.apply(x, *self._keep("grid", self._grid), self._pads(), dtype), None
         if not centres_images(x, dtype):
-            return self._vectors(x).to(dtype), None
+            return self.vectors(x).to(dtype), None
         assert integer_cpu is not None
         v, levels, broken = integer_cpu.CentreImages.apply(
             x, int(self.input_exponent), self.input_range(), self.integer_centre(), self._pads(), dtype
@@ -315,7 +315,7 @@ class IntegerHashLayer(nn.Module):
         sampled = max(1, round(self.code_share * len(x)))
         v, q = self._centred(x, dtype)
         still, packed = v.detach(), None
-        stride, dilation = self._dot_geometry()
+        stride, dilation = self.dot_geometry()
 
         def correlated(features: Tensor) -> Tensor:
             return F.conv2d(features, codes.detach(), bias.detach(), stride=stride, dilation=dilation)
@@ -343,7 +343,7 @@ class IntegerHashLayer(nn.Module):
     def _packed_answer(self, q: integer_cpu.Quantised, projections: list[Tensor]) -> integer_cpu.PackedAnswer:
         """Answers of quantised images, from packed bits."""
         assert integer_cpu is not None
-        geometry = LayerGeometry(*self._encode_geometry(), self._pads(), *self._dot_geometry())
+        geometry = LayerGeometry(*self.encode_geometry(), self._pads(), *self.dot_geometry())
         return integer_cpu.packed_answer(
             q,
             geometry,
@@ -358,7 +358,7 @@ class IntegerHashLayer(nn.Module):
         )
 
     def _correlate(self, features: Tensor) -> Tensor:
-        stride, dilation = self._dot_geometry()
+        stride, dilation = self.dot_geometry()
         return F.conv2d(features, self.code_values().to(features.dtype), stride=stride, dilation=dilation).float()
 
     @torch.no_grad()
@@ -371,14 +371,14 @@ class IntegerHashLayer(nn.Module):
         Returns:
             bits bool[n, oh, ow, t, k] and norms uint8[n, oh, ow, t], over the padded grid of pixels or the windows.
         """
-        v = self._vectors(self._as_image(x))
+        v = self.vectors(self.as_image(x))
         v = v.to(exact_dtype(v))
         bits, norms = [], []
-        convolutions = self._convolutions(written(self.noise, self.tile_projections()))
+        convolutions = self.convolutions(written(self.noise, self.tile_projections()))
         for index, (channels, projection, mask) in enumerate(convolutions):
             part = v[:, channels]
             bits.append(self._seen(self.noise, index, part, projection) >= 0)
-            norms.append(self._norms(part, mask))
+            norms.append(self.norms(part, mask))
         codes = torch.cat(bits, 1).unflatten(1, (self.tiles, -1)).permute(0, 3, 4, 1, 2)
         return codes, torch.cat(norms, 1).permute(0, 2, 3, 1).to(torch.uint8)
 
@@ -395,5 +395,5 @@ class IntegerHashLayer(nn.Module):
         signed = norms.to(exact_dtype(norms)).unsqueeze(-1) * torch.where(bits, 1.0, -1.0)
         return self._correlate(signed.flatten(3).permute(0, 3, 1, 2).contiguous())
 
-    def _as_image(self, x: Tensor) -> Tensor:
+    def as_image(self, x: Tensor) -> Tensor:
         return x

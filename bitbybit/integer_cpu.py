@@ -17,12 +17,12 @@ from numba import njit, types
 from numba.extending import overload
 from torch import Tensor
 
-from bitbybit.engine_cpu import _array, _bitcast, _float_bits, _in_parallel, _pool
+from bitbybit.engine_cpu import as_array, float_bits, from_bits
 from bitbybit.layer_geometry import LayerGeometry, output_size
+from bitbybit.parallel_cpu import in_parallel, pool
 from runtime.bitpack import pack, unpack
 from runtime.integer_layer import Answer, Geometry, Weights, empty_with_slack, run_layer
 
-_word_float = _bitcast(types.uint32, types.float32)
 _SIGN = np.uint16(0x8000)
 _WRITTEN = {torch.bfloat16: np.uint16, torch.float32: np.float32}  # how centred images are written
 _ROUNDING = np.float32(1.5 * 2.0**23)  # added to a number below 2^22, it leaves no place for a fraction
@@ -31,13 +31,13 @@ _ROUNDING = np.float32(1.5 * 2.0**23)  # added to a number below 2^22, it leaves
 @njit(nogil=True, inline="always")
 def _bits(value):
     """float32 as the bits of bfloat16; exact for whole numbers up to 256."""
-    return np.uint16(_float_bits(value) >> np.uint32(16))
+    return np.uint16(float_bits(value) >> np.uint32(16))
 
 
 @njit(nogil=True, inline="always")
 def _value(bits):
     """float32 of bfloat16's bits."""
-    return _word_float(np.uint32(bits) << np.uint32(16))
+    return from_bits(np.uint32(bits) << np.uint32(16))
 
 
 def _read(value):
@@ -157,12 +157,12 @@ def sign_norms(z, norms):
                 z[m, t, b] = norm | (word & _SIGN if word != _SIGN else np.uint16(0))
 
 
-def _images(x: Tensor) -> np.ndarray:
+def as_images(x: Tensor) -> np.ndarray:
     """[n, c, h, w] in channels-last memory as an array [n, h, w, c]; bfloat16 as uint16."""
-    return _array(x.detach().permute(0, 2, 3, 1))
+    return as_array(x.detach().permute(0, 2, 3, 1))
 
 
-def _like(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+def as_tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
     """An array [n, h, w, c] as a channels-last tensor [n, c, h, w]."""
     tensor = torch.from_numpy(array)
     return (tensor.view(dtype) if tensor.dtype != dtype else tensor).permute(0, 3, 1, 2)
@@ -182,7 +182,7 @@ class CentreImages(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:
         left, right, top, bottom = pads
-        images = _images(x)
+        images = as_images(x)
         n, h, w, c = images.shape
         v = np.empty((n, h + top + bottom, w + left + right, c), _WRITTEN[dtype])
         q, broken = empty_with_slack(images.shape, np.uint8), np.zeros(n, np.bool_)
@@ -195,18 +195,18 @@ class CentreImages(torch.autograd.Function):
             centred, quantised, inputs = (array[start:stop] for array in rows)
             centre_images(centred, quantised, broken[start:stop], inputs, factor, low, high, middle, top, left * c)
 
-        _in_parallel(work, n, v[0].size)
+        in_parallel(work, n, v[0].size)
         ctx.save_for_backward(x)
         ctx.settings = dtype, factor, low, high, top, left * c
-        levels, holds_nan = _like(q, torch.uint8), torch.from_numpy(broken)
+        levels, holds_nan = as_tensor(q, torch.uint8), torch.from_numpy(broken)
         ctx.mark_non_differentiable(levels, holds_nan)
-        return _like(v, dtype), levels, holds_nan
+        return as_tensor(v, dtype), levels, holds_nan
 
     @staticmethod
     def backward(ctx: Any, grad_v: Tensor, *_: Tensor) -> tuple:
         (x,) = ctx.saved_tensors
         dtype, factor, low, high, top, offset = ctx.settings
-        images, gradient = _images(x), _images(grad_v.to(dtype))
+        images, gradient = as_images(x), as_images(grad_v.to(dtype))
         out = np.empty(images.shape, images.dtype)
         rows = [array.reshape(*array.shape[:2], -1) for array in (out, gradient, images)]
 
@@ -214,8 +214,8 @@ class CentreImages(torch.autograd.Function):
             outputs, gradients, inputs = (array[start:stop] for array in rows)
             uncentre_gradient(outputs, gradients, inputs, factor, low, high, top, offset)
 
-        _in_parallel(work, len(images), images[0].size)
-        return _like(out, x.dtype), *(None,) * 5
+        in_parallel(work, len(images), images[0].size)
+        return as_tensor(out, x.dtype), *(None,) * 5
 
 
 def apply_signs(z: Tensor, norms: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ def apply_signs(z: Tensor, norms: Tensor) -> Tensor:
         norms: bfloat16[n, t, h, w], channels-last.
     """
     z = z.contiguous(memory_format=torch.channels_last)
-    words, lengths = _images(z), _images(norms)
+    words, lengths = as_images(z), as_images(norms)
     tiles = lengths.shape[3]
     words = words.reshape(-1, tiles, words.shape[3] // tiles)
     lengths = lengths.reshape(-1, tiles)
@@ -234,7 +234,7 @@ def apply_signs(z: Tensor, norms: Tensor) -> Tensor:
     def work(start: int, stop: int) -> None:
         sign_norms(words[start:stop], lengths[start:stop])
 
-    _in_parallel(work, len(words), words[0].size)
+    in_parallel(work, len(words), words[0].size)
     return z
 
 
@@ -314,8 +314,8 @@ class PackedAnswer:
             rows = slice(start, stop)
             signed_norms(out[rows], codes[rows], norms[rows], self.found.places, norm_words, sign_words)
 
-        _in_parallel(work, len(out), tiles * k)
-        return _like(out.view(_WRITTEN[dtype]).reshape(count, h, w, tiles * k), dtype)
+        in_parallel(work, len(out), tiles * k)
+        return as_tensor(out.view(_WRITTEN[dtype]).reshape(count, h, w, tiles * k), dtype)
 
 
 def packed_answer(
@@ -357,7 +357,7 @@ def packed_answer(
         projection.numpy(), tile_size, centre.numpy(), low, norm_scale, pack(bits.numpy()), scale.numpy(), bias.numpy()
     )
     workers = torch.get_num_threads()
-    found = run_layer(weights, sliding, q.levels.permute(0, 2, 3, 1).numpy(), _pool(workers).submit, workers)
+    found = run_layer(weights, sliding, q.levels.permute(0, 2, 3, 1).numpy(), pool(workers).submit, workers)
     values = torch.from_numpy(found.values).permute(0, 3, 1, 2)
     if q.broken.any():  # the kernels know no NaN
         values[q.broken] = math.nan

@@ -74,7 +74,7 @@ class _HashLayer(nn.Module):
         tiles = [row[part.column].projection_matrix for row in self.hash_kernels]  # type: ignore[index]
         return torch.cat(written(self.noise, tiles), dim=1)
 
-    def _tiles(self, vectors: Tensor) -> Tensor:
+    def in_tiles(self, vectors: Tensor) -> Tensor:
         """Cuts float[M, features] into float[T, M, tile_size]; zeros fill the last tile."""
         tiles = len(self.hash_kernels)
         short = tiles * self.tile_size - self.features
@@ -82,13 +82,13 @@ class _HashLayer(nn.Module):
             vectors = F.pad(vectors, (0, short))
         return vectors.reshape(-1, tiles, self.tile_size).transpose(0, 1)
 
-    def _columns(self, part: Part) -> Tensor:
+    def columns_of(self, part: Part) -> Tensor:
         """The part's weights as vectors to hash: float[J, features], J ordered (tap, output)."""
         return self.weight[part.outputs].flatten(1)
 
     def weight_codes(self, part: Part) -> tuple[Tensor, Tensor]:
         """Codes float[T, J, k] of +-1 and norms float[T, J] of the part's weights."""
-        return encode(self._tiles(self._columns(part)), self._tiles(self.projection(part)))
+        return encode(self.in_tiles(self.columns_of(part)), self.in_tiles(self.projection(part)))
 
     def hash_config(self) -> dict[str, object]:
         """The layer's entry in a configuration for ``patch_model``."""
@@ -151,7 +151,7 @@ class HashLinear(_HashLayer):
         """Codes float[T, M, k] of +-1 and norms float[T, M] of inputs float[..., in_features]."""
         vectors = self.centred(x).reshape(-1, self.in_features)
         dtype = code_dtype(x, self.spec.hash_length)
-        return encode(self._tiles(vectors), self._tiles(self.projection(part)), dtype, self.noise, part.column)
+        return encode(self.in_tiles(vectors), self.in_tiles(self.projection(part)), dtype, self.noise, part.column)
 
     def forward(self, x: Tensor) -> Tensor:
         """Estimates ``x @ weight.T + bias``.
@@ -233,7 +233,7 @@ class HashConv2d(_HashLayer):
         )
         return cls(module, spec)
 
-    def _columns(self, part: Part) -> Tensor:
+    def columns_of(self, part: Part) -> Tensor:
         weight = self.weight[part.outputs]
         if self.pixel:
             return weight.permute(2, 3, 0, 1).reshape(-1, weight.shape[1])
@@ -248,7 +248,7 @@ class HashConv2d(_HashLayer):
         padded = F.pad(x, self.pads) if any(self.pads) else x
         return padded if self.centre is None else padded - self.centre.view(-1, 1, 1)
 
-    def _group(self, x: Tensor, part: Part) -> Tensor:
+    def group_of(self, x: Tensor, part: Part) -> Tensor:
         channels = self.in_channels // self.groups
         return x[:, part.group * channels : (part.group + 1) * channels]
 
@@ -257,8 +257,8 @@ class HashConv2d(_HashLayer):
         n, channels, h, w = x.shape
         pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
         dtype = code_dtype(x, self.spec.hash_length)
-        projection = self._tiles(self.projection(part))
-        codes, norms = encode(self._tiles(pixels), projection, dtype, self.noise, part.column)
+        projection = self.in_tiles(self.projection(part))
+        codes, norms = encode(self.in_tiles(pixels), projection, dtype, self.noise, part.column)
         return codes.unflatten(1, (n, h * w)), norms.unflatten(1, (n, h * w))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -273,7 +273,7 @@ class HashConv2d(_HashLayer):
 
     def _forward_patch(self, x: Tensor, part: Part) -> Tensor:
         size = self.output_size(*x.shape[2:])
-        padded = self._group(self.padded(x), part)
+        padded = self.group_of(self.padded(x), part)
         geometry = self.tile_size, self.kernel_size, self.stride, self.dilation
         first = part.column * len(self.hash_kernels)
         codes, norms = encode_windows(padded, self.projection(part), *geometry, self.noise, first)
@@ -282,8 +282,8 @@ class HashConv2d(_HashLayer):
 
     def _forward_pixel(self, x: Tensor, part: Part) -> Tensor:
         """Interior pixels phase by phase of the stride; the constant ring of pad pixels apart."""
-        x = self._group(x, part)
-        centre = None if self.centre is None else self._group(self.centre.view(1, -1, 1, 1), part)
+        x = self.group_of(x, part)
+        centre = None if self.centre is None else self.group_of(self.centre.view(1, -1, 1, 1), part)
         h_w, scales = self.weight_codes(part)
         outputs = part.outputs.stop - part.outputs.start
         taps = math.prod(self.kernel_size)

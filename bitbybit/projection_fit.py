@@ -63,7 +63,7 @@ def fit_projections(
 
     Args:
         layer: quantisation set.
-        image: float32[n, c, h, w], inputs, as ``layer._as_image`` gives them.
+        image: float32[n, c, h, w], inputs, as ``layer.as_image`` gives them.
         wanted: float32[n, o, oh, ow], the answers wanted.
         coefficients: float32[o, t * k, kh, kw], the best real-valued ones for the projections as they are.
         bias: float32[o], with them.
@@ -83,7 +83,7 @@ def fit_projections(
     kept = images_fitted(len(image))
     batch = max(1, min(kept, FEATURES_AT_ONCE // features, PRODUCTS_AT_ONCE // products))
     generator = torch.Generator().manual_seed(seed)
-    stride, dilation = layer._dot_geometry()
+    stride, dilation = layer.dot_geometry()
 
     def loss(chosen: Tensor, width: float) -> Tensor:
         phi = _trained_features(layer, image[chosen], width)
@@ -136,13 +136,13 @@ def _narrow(image: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 def _trained_features(layer: IntegerHashLayer, image: Tensor, width: float) -> Tensor:
     """``n sign(P v)`` with a gradient towards P: float[n, t * k, oh, ow]."""
-    _, stride, dilation = layer._encode_geometry()
-    v = layer._vectors(image).detach().contiguous(memory_format=torch.channels_last)
+    _, stride, dilation = layer.encode_geometry()
+    v = layer.vectors(image).detach().contiguous(memory_format=torch.channels_last)
     parts = []
-    for channels, projection, mask in layer._convolutions(layer.tile_projections()):
+    for channels, projection, mask in layer.convolutions(layer.tile_projections()):
         part = v[:, channels]
         z = F.conv2d(part, projection, None, stride, 0, dilation)
-        by_place = layer._norms(part, mask).to(z.dtype).permute(0, 2, 3, 1)
+        by_place = layer.norms(part, mask).to(z.dtype).permute(0, 2, 3, 1)
         norms = by_place.repeat_interleave(z.shape[1] // len(mask), -1).permute(0, 3, 1, 2)  # channels last, as z is
         size = z.detach().float().square().mean((0, 2, 3)).sqrt().clamp_min(1e-6).view(-1, 1, 1)
         parts.append(WindowedSign.apply(z, norms, (width * size).to(z.dtype)))

@@ -12,10 +12,10 @@ from llvmlite import ir
 from numba import types
 from torch import Tensor
 
-from bitbybit.engine_cpu import _in_parallel
-from bitbybit.integer_cpu import _images, _like
+from bitbybit.integer_cpu import as_images, as_tensor
+from bitbybit.parallel_cpu import in_parallel
 from runtime.kernels.compiling import compiled, inlined
-from runtime.kernels.vectors import Vector, _pointer, fma, intrinsic, splat16, sub, sum_lanes
+from runtime.kernels.vectors import Vector, emit_pointer, fma, intrinsic, splat16, sub, sum_lanes
 
 Pair = tuple[int, int]
 _LANES = 16
@@ -29,9 +29,9 @@ def _load(typingctx: Any, array: Any, index: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if signature.args[0].dtype == types.float32:
-            words = _pointer(context, builder, signature.args[0], args[0], args[1], vector.llvm)
+            words = emit_pointer(context, builder, signature.args[0], args[0], args[1], vector.llvm)
             return builder.load(words, align=4)
-        halves = builder.load(_pointer(context, builder, signature.args[0], args[0], args[1], _HALVES), align=2)
+        halves = builder.load(emit_pointer(context, builder, signature.args[0], args[0], args[1], _HALVES), align=2)
         return builder.bitcast(builder.shl(builder.zext(halves, _WORDS), _all(16)), vector.llvm)
 
     return vector(array, types.intp), codegen
@@ -43,13 +43,13 @@ def _store(typingctx: Any, array: Any, index: Any, vector: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if signature.args[0].dtype == types.float32:
-            place = _pointer(context, builder, signature.args[0], args[0], args[1], args[2].type)
+            place = emit_pointer(context, builder, signature.args[0], args[0], args[1], args[2].type)
             builder.store(args[2], place, align=4)
             return None
         words = builder.bitcast(args[2], _WORDS)
         odd = builder.and_(builder.lshr(words, _all(16)), _all(1))
         rounded = builder.lshr(builder.add(builder.add(words, _all(0x7FFF)), odd), _all(16))
-        place = _pointer(context, builder, signature.args[0], args[0], args[1], _HALVES)
+        place = emit_pointer(context, builder, signature.args[0], args[0], args[1], _HALVES)
         builder.store(builder.trunc(rounded, _HALVES), place, align=2)
         return None
 
@@ -137,7 +137,7 @@ def add_lengthwise(
         exact, on_line, grad: [n, o, oh, ow], in its type.
         kernel, stride, dilation: of the line.
     """
-    arrays = [_images(part) for part in (grad_v, v, exact, on_line, grad)]
+    arrays = [as_images(part) for part in (grad_v, v, exact, on_line, grad)]
     (_, c, h, w), (_, o, oh, ow) = v.shape, exact.shape
 
     def work(start: int, stop: int) -> None:
@@ -145,5 +145,5 @@ def add_lengthwise(
         flat = [array[start:stop].reshape(-1) for array in arrays]
         grow_with_length(*flat, (stop - start, h, w, c), (oh, ow, o), kernel, stride, dilation, *scratch)
 
-    _in_parallel(work, len(v), v[0].numel())
-    return _like(arrays[0], v.dtype)
+    in_parallel(work, len(v), v[0].numel())
+    return as_tensor(arrays[0], v.dtype)

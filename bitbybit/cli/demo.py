@@ -141,12 +141,12 @@ def _picture(folder: Path, float_history: list[Any], hashed_history: list[Any], 
     import numpy as np
     from matplotlib import pyplot as plt
 
-    from bitbybit.cli.run import _run
+    from bitbybit.cli.run import run_images
     from bitbybit.utils.data import load_arrays
     from runtime import InferenceSession
 
     arrays = load_arrays("digits")
-    predicted = _run(InferenceSession(artifact), arrays.test_x).argmax(1)
+    predicted = run_images(InferenceSession(artifact), arrays.test_x).argmax(1)
     confusion = np.zeros((10, 10), int)
     np.add.at(confusion, (arrays.test_y, predicted), 1)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")

@@ -35,7 +35,7 @@ def run(
     found = read_images(images, height, width, key=key, resize=resize)
     names = found.names[:limit] if limit else found.names
     started = time.perf_counter()
-    logits = _run(session, found.pixels[: len(names)])
+    logits = run_images(session, found.pixels[: len(names)])
     seconds = time.perf_counter() - started
     if profile is not None:
         session.end_profiling(profile)
@@ -67,7 +67,7 @@ def _image_size(artifact: Path, session: Any) -> tuple[int, int]:
     return shape[2], shape[3]
 
 
-def _run(session: Any, pixels: np.ndarray) -> np.ndarray:
+def run_images(session: Any, pixels: np.ndarray) -> np.ndarray:
     metadata = session.metadata
     mean, std = (np.asarray(v, np.float32).reshape(1, 3, 1, 1) for v in (metadata.mean, metadata.std))
     feed = session.get_inputs()[0].name

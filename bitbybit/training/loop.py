@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -199,23 +200,52 @@ class _Session:
         return TeacherAnswers(folder, key, options.repeat_epochs, self._ask)
 
     def run_epoch(self, epoch: int, on_step: StepCallback | None) -> dict[str, Any]:
-        setup, options = self.setup, self.options
-        model, device = setup.model, setup.device
+        """Trains on all batches once, measures, and leaves a state to resume from.
+
+        Raises:
+            DivergenceError: a loss or a parameter is not finite; the state of the epoch before stays.
+        """
+        started = time.perf_counter()
+        with contextlib.ExitStack() as attached:
+            for part in (self.noise, self.hints):
+                if part is not None:
+                    part.attach()
+                    attached.callback(part.detach)
+            loss, accuracy = self._run_steps(epoch, on_step)
+        for name, parameter in self.setup.model.named_parameters():
+            if not parameter.isfinite().all():
+                self._stop(f"{name} is not finite after epoch {epoch + 1}")
+        validation = {"accuracy": math.nan, "loss": math.nan}
+        if self.setup.val:
+            validation = evaluate(self.setup.model, self.setup.val, self.setup.device, packed=True)
+        row = {
+            "epoch": epoch + 1,
+            "train_loss": loss,
+            "train_accuracy": accuracy,
+            "val_loss": validation["loss"],
+            "val_accuracy": validation["accuracy"],
+            "lr": self.scheduler.get_last_lr()[0],
+            "seconds": time.perf_counter() - started,
+        }
+        self.history.append(row)
+        self._keep_best(row)
+        self.epoch = epoch + 1
+        self._save()
+        return row
+
+    def _run_steps(self, epoch: int, on_step: StepCallback | None) -> tuple[float, float]:
+        """All steps of an epoch; mean loss and accuracy over its images."""
+        options, model, device, batches = self.options, self.setup.model, self.setup.device, self.setup.train
         repeated = epoch % options.repeat_epochs if options.repeat_epochs else epoch
-        setup.train.sampler.epoch = repeated  # type: ignore[union-attr]
+        batches.sampler.epoch = repeated  # type: ignore[union-attr]
         model.train()
         if options.frozen_norms:
             freeze_norms(model)
-        started, seen, steps = time.perf_counter(), 0, len(setup.train)
-        losses, correct = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), device=device)
-        if self.noise is not None:
-            self.noise.attach()
-        if self.hints is not None:
-            self.hints.attach()
         if self.answers is not None:
             self.answers.start(epoch)
-        look_every = steps_between_looks(device)
-        for step, (images, labels) in enumerate(setup.train):
+        seen, steps, look_every = 0, len(batches), steps_between_looks(device)
+        losses, correct = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), device=device)
+        for step, (images, labels) in enumerate(batches):
             images = images.to(device, memory_format=torch.channels_last)
             labels = labels.to(device)
             if self.noise is not None:
@@ -236,30 +266,7 @@ class _Session:
                 on_step(epoch, step, steps, value)
         if self.answers is not None:
             self.answers.finish(epoch)
-        if self.noise is not None:
-            self.noise.detach()
-        if self.hints is not None:
-            self.hints.detach()
-        for name, parameter in model.named_parameters():
-            if not parameter.isfinite().all():
-                self._stop(f"{name} is not finite after epoch {epoch + 1}")
-        validation = (
-            evaluate(model, setup.val, device, packed=True) if setup.val else {"accuracy": math.nan, "loss": math.nan}
-        )
-        row = {
-            "epoch": epoch + 1,
-            "train_loss": float(losses) / seen,
-            "train_accuracy": float(correct) / seen,
-            "val_loss": validation["loss"],
-            "val_accuracy": validation["accuracy"],
-            "lr": self.scheduler.get_last_lr()[0],
-            "seconds": time.perf_counter() - started,
-        }
-        self.history.append(row)
-        self._keep_best(row)
-        self.epoch = epoch + 1
-        self._save()
-        return row
+        return float(losses) / seen, float(correct) / seen
 
     def _stop(self, what: str) -> NoReturn:
         kept = f"the last good state is {self.folder.state}" if self.epoch else "no epoch had ended before"

@@ -96,7 +96,7 @@ def input_of(layer: HashLayer, value: Array, like: Tensor) -> Tensor:
 
 def _margin_of(layer: HashLinear | HashConv2d, part: Part, x: Tensor, differing: Tensor) -> float:
     """The largest ``|P x| / (|P| |x|)`` among differing bits: 0 means that only rounding decides."""
-    tiles, rows = input_tiles(layer, part, x)[0], layer._tiles(layer.projection(part).detach().double())
+    tiles, rows = input_tiles(layer, part, x)[0], layer.in_tiles(layer.projection(part).detach().double())
     z = torch.bmm(tiles, rows.transpose(1, 2)).abs()
     scale = tiles.norm(dim=-1).unsqueeze(2) * rows.norm(dim=-1).unsqueeze(1)
     ratio = torch.where(scale > 0, z / scale, 0.0)

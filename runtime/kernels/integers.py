@@ -16,22 +16,22 @@ from numba.core import types
 from runtime.kernels.targets import target_has, target_multiplies_bytes
 from runtime.kernels.vectors import (
     Vector,
-    _call,
-    _constant,
     _lanes_of,
     _make_binary,
     _make_cast,
-    _pointer,
-    _splat,
+    emit_call,
+    emit_constant,
+    emit_pointer,
+    emit_splat,
     intrinsic,
 )
 
 _DOT = "llvm.x86.avx512.vpdpbusd.512"
-_REGISTER = 16  # 32-bit lanes of a 512-bit register
-_WORD = ir.IntType(32)
+REGISTER = 16  # 32-bit lanes of a 512-bit register
+WORD = ir.IntType(32)
 
 
-def _bytes(lanes: int) -> ir.VectorType:
+def byte_type(lanes: int) -> ir.VectorType:
     return ir.VectorType(ir.IntType(8), 4 * lanes)
 
 
@@ -39,7 +39,7 @@ def _as_bytes(emit: Callable[..., Any]) -> Callable[..., Any]:
     """An operation on the bytes of lanes."""
 
     def emit_on_bytes(builder: Any, *vectors: Any) -> Any:
-        parts = [builder.bitcast(vector, _bytes(vector.type.count)) for vector in vectors]
+        parts = [builder.bitcast(vector, byte_type(vector.type.count)) for vector in vectors]
         return builder.bitcast(emit(builder, *parts), vectors[0].type)
 
     return emit_on_bytes
@@ -62,7 +62,7 @@ def square_root(typingctx: Any, vector: Any) -> Any:
     """Square root of each lane, rounded once."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _call(builder, f"llvm.sqrt.v{vector.lanes}f64", vector.llvm, [args[0]])
+        return emit_call(builder, f"llvm.sqrt.v{vector.lanes}f64", vector.llvm, [args[0]])
 
     return vector(vector), codegen
 
@@ -73,8 +73,8 @@ def popcount_bytes(typingctx: Any, vector: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         size = 4 * vector.lanes
-        parts = builder.bitcast(args[0], _bytes(vector.lanes))
-        return builder.bitcast(_call(builder, f"llvm.ctpop.v{size}i8", parts.type, [parts]), vector.llvm)
+        parts = builder.bitcast(args[0], byte_type(vector.lanes))
+        return builder.bitcast(emit_call(builder, f"llvm.ctpop.v{size}i8", parts.type, [parts]), vector.llvm)
 
     return vector(vector), codegen
 
@@ -82,7 +82,7 @@ def popcount_bytes(typingctx: Any, vector: Any) -> Any:
 @intrinsic
 def zeros16(typingctx: Any) -> Any:
     """Sixteen zeros of int32."""
-    vector = Vector(types.int32, _REGISTER)
+    vector = Vector(types.int32, REGISTER)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return ir.Constant(vector.llvm, None)
@@ -93,7 +93,7 @@ def zeros16(typingctx: Any) -> Any:
 @intrinsic
 def broadcast16(typingctx: Any, array: Any, index: Any) -> Any:
     """Four bytes in each of sixteen lanes."""
-    vector = Vector(types.int32, _REGISTER)
+    vector = Vector(types.int32, REGISTER)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _broadcast(context, builder, signature, args, vector)
@@ -104,7 +104,7 @@ def broadcast16(typingctx: Any, array: Any, index: Any) -> Any:
 @intrinsic
 def broadcast(typingctx: Any, array: Any, index: Any, block: Any) -> Any:
     """Four bytes in each lane; see ``load_constant`` for ``block``."""
-    vector = Vector(types.int32, _REGISTER * block.count)
+    vector = Vector(types.int32, REGISTER * block.count)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _broadcast(context, builder, signature, args, vector)
@@ -113,19 +113,19 @@ def broadcast(typingctx: Any, array: Any, index: Any, block: Any) -> Any:
 
 
 def _broadcast(context: Any, builder: Any, signature: Any, args: Any, vector: Vector) -> Any:
-    pointer = _pointer(context, builder, signature.args[0], args[0], args[1], _WORD)
-    return _splat(builder, builder.load(pointer, align=1), vector.lanes)
+    pointer = emit_pointer(context, builder, signature.args[0], args[0], args[1], WORD)
+    return emit_splat(builder, builder.load(pointer, align=1), vector.lanes)
 
 
 @intrinsic
 def load_four(typingctx: Any, array: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     """Sixteen elements at each of four places."""
-    vector = Vector(array.dtype, 4 * _REGISTER)
+    vector = Vector(array.dtype, 4 * REGISTER)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        part = ir.VectorType(vector.llvm.element, _REGISTER)
-        pointers = [_pointer(context, builder, signature.args[0], args[0], place, part) for place in args[1:]]
-        return _join(builder, [builder.load(pointer, align=1) for pointer in pointers])
+        part = ir.VectorType(vector.llvm.element, REGISTER)
+        pointers = [emit_pointer(context, builder, signature.args[0], args[0], place, part) for place in args[1:]]
+        return emit_join(builder, [builder.load(pointer, align=1) for pointer in pointers])
 
     return vector(array, a, b, c, d), codegen
 
@@ -139,10 +139,10 @@ def load_constant(typingctx: Any, array: Any, index: Any, block: Any) -> Any:
         index: element of lane 0.
         block: a zero for every sixteen lanes, in a tuple, so that their number is known when compiling.
     """
-    vector = Vector(array.dtype, _REGISTER * block.count)
+    vector = Vector(array.dtype, REGISTER * block.count)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], vector.llvm)
+        pointer = emit_pointer(context, builder, signature.args[0], args[0], args[1], vector.llvm)
         loaded = builder.load(pointer, align=vector.align)
         loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
         return loaded
@@ -150,39 +150,39 @@ def load_constant(typingctx: Any, array: Any, index: Any, block: Any) -> Any:
     return vector(array, types.intp, block), codegen
 
 
-def _slice(builder: Any, vector: Any, first: int, lanes: int) -> Any:
-    return builder.shuffle_vector(vector, vector, _constant(lanes, range(first, first + lanes)))
+def emit_slice(builder: Any, vector: Any, first: int, lanes: int) -> Any:
+    return builder.shuffle_vector(vector, vector, emit_constant(lanes, range(first, first + lanes)))
 
 
-def _join(builder: Any, parts: list[Any]) -> Any:
+def emit_join(builder: Any, parts: list[Any]) -> Any:
     while len(parts) > 1:
         lanes = parts[0].type.count
-        order = _constant(2 * lanes, range(2 * lanes))
+        order = emit_constant(2 * lanes, range(2 * lanes))
         parts = [builder.shuffle_vector(a, b, order) for a, b in zip(parts[::2], parts[1::2], strict=True)]
     return parts[0]
 
 
-def _neighbour_sums(builder: Any, value: Any) -> Any:
+def emit_neighbour_sums(builder: Any, value: Any) -> Any:
     """Sums of two neighbouring lanes each."""
     lanes = value.type.count
-    even = builder.shuffle_vector(value, value, _constant(lanes // 2, range(0, lanes, 2)))
-    odd = builder.shuffle_vector(value, value, _constant(lanes // 2, range(1, lanes, 2)))
+    even = builder.shuffle_vector(value, value, emit_constant(lanes // 2, range(0, lanes, 2)))
+    odd = builder.shuffle_vector(value, value, emit_constant(lanes // 2, range(1, lanes, 2)))
     return builder.add(even, odd)
 
 
-def _pair_sums(builder: Any, a: Any, b: Any) -> Any:
+def emit_pair_sums(builder: Any, a: Any, b: Any) -> Any:
     """``a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1]`` in 32 bits, of signed 16-bit lanes."""
     lanes = a.type.count
-    wide = ir.VectorType(_WORD, lanes)
-    return _neighbour_sums(builder, builder.mul(builder.sext(a, wide), builder.sext(b, wide)))
+    wide = ir.VectorType(WORD, lanes)
+    return emit_neighbour_sums(builder, builder.mul(builder.sext(a, wide), builder.sext(b, wide)))
 
 
 def _dot_instruction(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
     parts = []
-    for first in range(0, total.type.count, _REGISTER):
-        operands = [_slice(builder, vector, first, _REGISTER) for vector in (total, unsigned, signed)]
-        parts.append(_call(builder, _DOT, operands[0].type, operands))
-    return _join(builder, parts)
+    for first in range(0, total.type.count, REGISTER):
+        operands = [emit_slice(builder, vector, first, REGISTER) for vector in (total, unsigned, signed)]
+        parts.append(emit_call(builder, _DOT, operands[0].type, operands))
+    return emit_join(builder, parts)
 
 
 def _dot_everywhere(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
@@ -192,8 +192,8 @@ def _dot_everywhere(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any
     eight = ir.Constant(halves, [8] * lanes)
     u, s = builder.bitcast(unsigned, halves), builder.bitcast(signed, halves)
     low = builder.and_(u, ir.Constant(halves, [255] * lanes))
-    even = _pair_sums(builder, low, builder.ashr(builder.shl(s, eight), eight))
-    odd = _pair_sums(builder, builder.lshr(u, eight), builder.ashr(s, eight))
+    even = emit_pair_sums(builder, low, builder.ashr(builder.shl(s, eight), eight))
+    odd = emit_pair_sums(builder, builder.lshr(u, eight), builder.ashr(s, eight))
     return builder.add(total, builder.add(even, odd))
 
 
@@ -212,15 +212,17 @@ def dot_bytes(typingctx: Any, total: Any, unsigned: Any, signed: Any) -> Any:
 def _dot_saturating(builder: Any, total: Any, unsigned: Any, counts: Any) -> Any:
     """AVX2: products of bytes, added in pairs to 16 bits that saturate, then in pairs to 32."""
     parts = []
-    half = _REGISTER // 2
-    narrow, wide = ir.VectorType(ir.IntType(16), 2 * half), ir.VectorType(_WORD, half)
+    half = REGISTER // 2
+    narrow, wide = ir.VectorType(ir.IntType(16), 2 * half), ir.VectorType(WORD, half)
     ones = ir.Constant(narrow, [1] * narrow.count)
     for first in range(0, total.type.count, half):
-        u, c = (builder.bitcast(_slice(builder, vector, first, half), _bytes(half)) for vector in (unsigned, counts))
-        pairs = _call(builder, "llvm.x86.avx2.pmadd.ub.sw", narrow, [u, c])
-        sums = _call(builder, "llvm.x86.avx2.pmadd.wd", wide, [pairs, ones])
-        parts.append(builder.add(_slice(builder, total, first, half), sums))
-    return _join(builder, parts)
+        u, c = (
+            builder.bitcast(emit_slice(builder, vector, first, half), byte_type(half)) for vector in (unsigned, counts)
+        )
+        pairs = emit_call(builder, "llvm.x86.avx2.pmadd.ub.sw", narrow, [u, c])
+        sums = emit_call(builder, "llvm.x86.avx2.pmadd.wd", wide, [pairs, ones])
+        parts.append(builder.add(emit_slice(builder, total, first, half), sums))
+    return emit_join(builder, parts)
 
 
 @intrinsic
@@ -247,8 +249,8 @@ def store_apart(typingctx: Any, array: Any, index: Any, step: Any, vector: Any, 
             number = ir.Constant(stop.type, lane)
             with builder.if_then(builder.icmp_signed("<", number, stop), likely=True):
                 at = builder.add(position, builder.mul(args[2], number))
-                pointer = _pointer(context, builder, signature.args[0], args[0], at, vector.llvm.element)
-                builder.store(builder.extract_element(args[3], ir.Constant(_WORD, lane)), pointer, align=1)
+                pointer = emit_pointer(context, builder, signature.args[0], args[0], at, vector.llvm.element)
+                builder.store(builder.extract_element(args[3], ir.Constant(WORD, lane)), pointer, align=1)
 
     return types.void(array, types.intp, types.intp, vector, types.intp), codegen
 
@@ -264,7 +266,7 @@ def _make_store_parts(width: int) -> Callable[..., Any]:
                 order = ir.Constant(stop.type, i)
                 with builder.if_then(builder.icmp_signed("<", order, stop), likely=True):
                     at = builder.add(position, builder.mul(apart, order))
-                    pointer = _pointer(context, builder, signature.args[0], args[0], at, part)
+                    pointer = emit_pointer(context, builder, signature.args[0], args[0], at, part)
                     # By shifts: an extract from lanes would go by way of the stack.
                     value = builder.lshr(number, ir.Constant(number.type, i * width))
                     value = builder.trunc(value, part) if width < number.type.width else value

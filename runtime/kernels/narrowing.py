@@ -11,13 +11,13 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 
-from runtime.kernels.integers import _REGISTER, _WORD, _bytes, _join, _slice
+from runtime.kernels.integers import REGISTER, WORD, byte_type, emit_join, emit_slice
 from runtime.kernels.targets import target_multiplies_bytes
 from runtime.kernels.vectors import (
     Vector,
-    _call,
-    _constant,
     _lanes_of,
+    emit_call,
+    emit_constant,
     intrinsic,
 )
 
@@ -43,7 +43,7 @@ def sign_order(lanes: int) -> list[int]:
     """The lane whose sign is bit i of ``negative_bits``: packing is cheapest in the order of the processor."""
     order = list(range(lanes))
     if target_multiplies_bytes():
-        width = _REGISTER
+        width = REGISTER
         while width < lanes:  # two registers become one of half as wide lanes, 128 bits of each in turn
             part = width // 4
             pairs = [order[i : i + 2 * width] for i in range(0, lanes, 2 * width)]
@@ -60,12 +60,12 @@ def sign_order(lanes: int) -> list[int]:
 
 def _pack_signs(builder: Any, vector: Any) -> Any:
     """Saturates 16, 32 or 64 lanes until they fit one register."""
-    parts = [_slice(builder, vector, first, _REGISTER) for first in range(0, vector.type.count, _REGISTER)]
+    parts = [emit_slice(builder, vector, first, REGISTER) for first in range(0, vector.type.count, REGISTER)]
     for name, bits in (("packssdw", 16), ("packsswb", 8)):
         if len(parts) > 1:
             result = ir.VectorType(ir.IntType(bits), 512 // bits)
             parts = [
-                _call(builder, f"llvm.x86.avx512.{name}.512", result, [a, b])
+                emit_call(builder, f"llvm.x86.avx512.{name}.512", result, [a, b])
                 for a, b in zip(parts[::2], parts[1::2], strict=True)
             ]
     return parts[0]
@@ -78,9 +78,9 @@ def round_words(typingctx: Any, vector: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if target_multiplies_bytes():
-            every, current = ir.Constant(ir.IntType(16), -1), ir.Constant(_WORD, 4)  # lanes; rounding mode
+            every, current = ir.Constant(ir.IntType(16), -1), ir.Constant(WORD, 4)  # lanes; rounding mode
             operands = [args[0], ir.Constant(result.llvm, None), every, current]
-            return _call(builder, "llvm.x86.avx512.mask.cvtps2dq.512", result.llvm, operands)
+            return emit_call(builder, "llvm.x86.avx512.mask.cvtps2dq.512", result.llvm, operands)
         shift = ir.Constant(vector.llvm, [ir.Constant(ir.FloatType(), _ROUNDING)] * vector.lanes)
         bits = [builder.bitcast(value, result.llvm) for value in (builder.fadd(args[0], shift), shift)]
         return builder.sub(*bits)
@@ -97,7 +97,7 @@ def saturate_bytes(typingctx: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if target_multiplies_bytes():
             return _pack_bytes(builder, args)
-        words = _join(builder, list(args))
+        words = emit_join(builder, list(args))
         low, high = ir.Constant(words.type, None), ir.Constant(words.type, [255] * words.type.count)
         words = builder.select(builder.icmp_signed(">", words, low), words, low)
         words = builder.select(builder.icmp_signed("<", words, high), words, high)
@@ -109,11 +109,11 @@ def saturate_bytes(typingctx: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
 def _pack_bytes(builder: Any, parts: Any) -> Any:
     """Two packs of 128 bits in turn, then their 32-bit pieces in order."""
     halves = ir.VectorType(ir.IntType(16), 32)
-    pairs = [_call(builder, "llvm.x86.avx512.packssdw.512", halves, list(parts[i : i + 2])) for i in (0, 2)]
-    packed = _call(builder, "llvm.x86.avx512.packuswb.512", _bytes(_REGISTER), pairs)
-    words = builder.bitcast(packed, ir.VectorType(_WORD, _REGISTER))
+    pairs = [emit_call(builder, "llvm.x86.avx512.packssdw.512", halves, list(parts[i : i + 2])) for i in (0, 2)]
+    packed = emit_call(builder, "llvm.x86.avx512.packuswb.512", byte_type(REGISTER), pairs)
+    words = builder.bitcast(packed, ir.VectorType(WORD, REGISTER))
     order = [4 * lane + part for part in range(4) for lane in range(4)]
-    return builder.bitcast(builder.shuffle_vector(words, words, _constant(_REGISTER, order)), packed.type)
+    return builder.bitcast(builder.shuffle_vector(words, words, emit_constant(REGISTER, order)), packed.type)
 
 
 def _make_quarter(number: int) -> Callable[..., Any]:
@@ -122,7 +122,7 @@ def _make_quarter(number: int) -> Callable[..., Any]:
         result = Vector(vector.element, vector.lanes // 4)
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return _slice(builder, args[0], number * result.lanes, result.lanes)
+            return emit_slice(builder, args[0], number * result.lanes, result.lanes)
 
         return result(vector), codegen
 

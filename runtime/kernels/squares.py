@@ -7,8 +7,8 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 
-from runtime.kernels.integers import _REGISTER, _neighbour_sums, _pair_sums
-from runtime.kernels.vectors import Vector, _pointer, intrinsic
+from runtime.kernels.integers import REGISTER, emit_neighbour_sums, emit_pair_sums
+from runtime.kernels.vectors import Vector, emit_pointer, intrinsic
 
 
 @intrinsic
@@ -17,7 +17,7 @@ def sum_of_squares(typingctx: Any, vector: Any) -> Any:
     result = Vector(types.int32, vector.lanes // 2)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _pair_sums(builder, args[0], args[0])
+        return emit_pair_sums(builder, args[0], args[0])
 
     return result(vector), codegen
 
@@ -28,7 +28,7 @@ def neighbour_sums(typingctx: Any, vector: Any) -> Any:
     result = Vector(vector.element, vector.lanes // 2)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _neighbour_sums(builder, args[0])
+        return emit_neighbour_sums(builder, args[0])
 
     return result(vector), codegen
 
@@ -41,7 +41,7 @@ def sums_of_eight(typingctx: Any, vector: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value = args[0]
         for _ in range(3):
-            value = _neighbour_sums(builder, value)
+            value = emit_neighbour_sums(builder, value)
         return value
 
     return result(vector), codegen
@@ -57,21 +57,21 @@ def squares_of_sixteen(typingctx: Any, array: Any, index: Any, centre: Any, four
         centre: int16[64 F], which no kernel writes.
         fours: F zeros in a tuple, a power of two, for tiles of 4 F features; or none, which gives zeros.
     """
-    result = Vector(types.int32, _REGISTER)
-    lanes = 4 * fours.count * _REGISTER
+    result = Vector(types.int32, REGISTER)
+    lanes = 4 * fours.count * REGISTER
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if not lanes:
             return ir.Constant(result.llvm, None)
         wide = ir.VectorType(ir.IntType(16), lanes)
-        place = _pointer(context, builder, signature.args[0], args[0], args[1], ir.VectorType(ir.IntType(8), lanes))
+        place = emit_pointer(context, builder, signature.args[0], args[0], args[1], ir.VectorType(ir.IntType(8), lanes))
         zero = context.get_constant(types.intp, 0)
-        middle = builder.load(_pointer(context, builder, signature.args[2], args[2], zero, wide), align=2)
+        middle = builder.load(emit_pointer(context, builder, signature.args[2], args[2], zero, wide), align=2)
         middle.set_metadata("invariant.load", builder.module.add_metadata([]))
         v = builder.sub(builder.zext(builder.load(place, align=1), wide), middle)
-        value = _pair_sums(builder, v, v)
-        while value.type.count > _REGISTER:
-            value = _neighbour_sums(builder, value)
+        value = emit_pair_sums(builder, v, v)
+        while value.type.count > REGISTER:
+            value = emit_neighbour_sums(builder, value)
         return value
 
     return result(array, types.intp, centre, fours), codegen

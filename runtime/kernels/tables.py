@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba.core import types
 
 from runtime.kernels.targets import target_permutes
-from runtime.kernels.vectors import Vector, _call, _constant, _pointer, _splat, intrinsic
+from runtime.kernels.vectors import Vector, emit_call, emit_constant, emit_pointer, emit_splat, intrinsic
 
 _LANES = 16
 _PERMUTE = "llvm.x86.avx512.vpermi2var.ps.512"
@@ -41,18 +41,18 @@ def _from_registers(builder: Any, pointer: Any, index: Any, entries: int) -> Any
     for begin in range(0, entries, 2 * _LANES):
         low = _load_table(builder, pointer, begin, _LANES)
         high = _load_table(builder, pointer, begin + _LANES, _LANES)
-        parts.append(_call(builder, _PERMUTE, vector, [low, index, high]))
+        parts.append(emit_call(builder, _PERMUTE, vector, [low, index, high]))
     bit = 2 * _LANES
     while len(parts) > 1:
         chosen = _has_bit(builder, index, bit)
         parts = [builder.select(chosen, high, low) for low, high in zip(parts[::2], parts[1::2], strict=True)]
         bit *= 2
-    last = _splat(builder, builder.load(builder.gep(pointer, [ir.Constant(ir.IntType(64), entries)])), _LANES)
+    last = emit_splat(builder, builder.load(builder.gep(pointer, [ir.Constant(ir.IntType(64), entries)])), _LANES)
     return builder.select(_has_bit(builder, index, entries), last, parts[0])
 
 
 def _has_bit(builder: Any, index: Any, bit: int) -> Any:
-    masked = builder.and_(index, _constant(_LANES, [bit] * _LANES))
+    masked = builder.and_(index, emit_constant(_LANES, [bit] * _LANES))
     return builder.icmp_unsigned("!=", masked, ir.Constant(masked.type, None))
 
 
@@ -69,7 +69,7 @@ def lookup(typingctx: Any, table: Any, index: Any, width: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         zero = context.get_constant(types.intp, 0)
-        pointer = _pointer(context, builder, signature.args[0], args[0], zero, ir.FloatType())
+        pointer = emit_pointer(context, builder, signature.args[0], args[0], zero, ir.FloatType())
         if entries and target_permutes():
             return _from_registers(builder, pointer, args[1], entries)
         return _from_memory(builder, pointer, args[1])

@@ -80,16 +80,16 @@ def _lanes_of(*vectors: types.Type) -> Vector:
     return first
 
 
-def _constant(lanes: int, values: Any) -> ir.Constant:
+def emit_constant(lanes: int, values: Any) -> ir.Constant:
     return ir.Constant(ir.VectorType(ir.IntType(32), lanes), list(values))
 
 
-def _pointer(context: Any, builder: Any, array_type: types.Array, array: Any, index: Any, target: ir.Type) -> Any:
+def emit_pointer(context: Any, builder: Any, array_type: types.Array, array: Any, index: Any, target: ir.Type) -> Any:
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), target.as_pointer())
 
 
-def _call(builder: Any, name: str, result: ir.Type, arguments: list[Any]) -> Any:
+def emit_call(builder: Any, name: str, result: ir.Type, arguments: list[Any]) -> Any:
     signature = ir.FunctionType(result, [argument.type for argument in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), arguments)
 
@@ -104,7 +104,7 @@ def _make_load(lanes: int) -> Callable[..., Any]:
         vector = Vector(array.dtype, lanes)
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            pointer = _pointer(context, builder, signature.args[0], args[0], args[1], vector.llvm)
+            pointer = emit_pointer(context, builder, signature.args[0], args[0], args[1], vector.llvm)
             return builder.load(pointer, align=vector.align)
 
         return vector(array, types.intp), codegen
@@ -122,7 +122,7 @@ def store(typingctx: Any, array: Any, index: Any, vector: Any) -> Any:
     """Writes a vector to ``array[index : index + lanes]``."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], vector.llvm)
+        pointer = emit_pointer(context, builder, signature.args[0], args[0], args[1], vector.llvm)
         builder.store(args[2], pointer, align=vector.align)
 
     return types.void(array, types.intp, vector), codegen
@@ -131,13 +131,13 @@ def store(typingctx: Any, array: Any, index: Any, vector: Any) -> Any:
 def _first_lanes(builder: Any, lanes: int, count: Any) -> Any:
     """Mask of the lanes below ``count``."""
     narrow = builder.trunc(count, ir.IntType(32))
-    return builder.icmp_unsigned("<", _constant(lanes, range(lanes)), _splat(builder, narrow, lanes))
+    return builder.icmp_unsigned("<", emit_constant(lanes, range(lanes)), emit_splat(builder, narrow, lanes))
 
 
-def _splat(builder: Any, scalar: Any, lanes: int) -> Any:
+def emit_splat(builder: Any, scalar: Any, lanes: int) -> Any:
     undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
     one = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(one, undefined, _constant(lanes, [0] * lanes))
+    return builder.shuffle_vector(one, undefined, emit_constant(lanes, [0] * lanes))
 
 
 @intrinsic
@@ -145,11 +145,11 @@ def store_first(typingctx: Any, array: Any, index: Any, vector: Any, count: Any)
     """Writes the first ``count`` lanes to ``array[index : index + count]``."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], vector.llvm)
+        pointer = emit_pointer(context, builder, signature.args[0], args[0], args[1], vector.llvm)
         mask = _first_lanes(builder, vector.lanes, args[3])
         name = f"llvm.masked.store.{_suffix(vector)}.p0"
         align = ir.Constant(ir.IntType(32), vector.align)
-        _call(builder, name, ir.VoidType(), [args[2], pointer, align, mask])
+        emit_call(builder, name, ir.VoidType(), [args[2], pointer, align, mask])
 
     return types.void(array, types.intp, vector, types.intp), codegen
 
@@ -160,11 +160,11 @@ def load16_first(typingctx: Any, array: Any, index: Any, count: Any) -> Any:
     vector = Vector(array.dtype, 16)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], vector.llvm)
+        pointer = emit_pointer(context, builder, signature.args[0], args[0], args[1], vector.llvm)
         mask = _first_lanes(builder, vector.lanes, args[2])
         name = f"llvm.masked.load.{_suffix(vector)}.p0"
         align = ir.Constant(ir.IntType(32), vector.align)
-        return _call(builder, name, vector.llvm, [pointer, align, mask, ir.Constant(vector.llvm, None)])
+        return emit_call(builder, name, vector.llvm, [pointer, align, mask, ir.Constant(vector.llvm, None)])
 
     return vector(array, types.intp, types.intp), codegen
 
@@ -175,7 +175,7 @@ def _make_splat(lanes: int) -> Callable[..., Any]:
         vector = Vector(scalar, lanes)
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return _splat(builder, args[0], lanes)
+            return emit_splat(builder, args[0], lanes)
 
         return vector(scalar), codegen
 
@@ -193,7 +193,7 @@ def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     vector = _lanes_of(a, b, c)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _call(builder, f"llvm.fma.{_suffix(vector)}", vector.llvm, list(args))
+        return emit_call(builder, f"llvm.fma.{_suffix(vector)}", vector.llvm, list(args))
 
     return vector(a, b, c), codegen
 
@@ -251,7 +251,7 @@ def magnitude(typingctx: Any, vector: Any) -> Any:
     """Absolute value of each lane."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _call(builder, f"llvm.fabs.{_suffix(vector)}", vector.llvm, [args[0]])
+        return emit_call(builder, f"llvm.fabs.{_suffix(vector)}", vector.llvm, [args[0]])
 
     return vector(vector), codegen
 
@@ -262,8 +262,8 @@ def bits_below(typingctx: Any, vector: Any, limit: Any) -> Any:
     result: Any = {32: types.uint32, 64: types.uint64}[vector.lanes]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        size = _call(builder, f"llvm.fabs.{_suffix(vector)}", vector.llvm, [args[0]])
-        mask = builder.fcmp_unordered("<", size, _splat(builder, args[1], vector.lanes))
+        size = emit_call(builder, f"llvm.fabs.{_suffix(vector)}", vector.llvm, [args[0]])
+        mask = builder.fcmp_unordered("<", size, emit_splat(builder, args[1], vector.lanes))
         return builder.bitcast(mask, ir.IntType(vector.lanes))
 
     return result(vector, vector.element), codegen
@@ -274,7 +274,7 @@ def popcount(typingctx: Any, words: Any) -> Any:
     """Set bits of each lane."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _call(builder, f"llvm.ctpop.{_suffix(words)}", words.llvm, [args[0]])
+        return emit_call(builder, f"llvm.ctpop.{_suffix(words)}", words.llvm, [args[0]])
 
     return words(words), codegen
 
@@ -296,7 +296,7 @@ def store_bits(typingctx: Any, array: Any, index: Any, bits: Any) -> Any:
     """Writes an unsigned number over ``array[index:]``, least significant word first on little-endian."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], args[2].type)
+        pointer = emit_pointer(context, builder, signature.args[0], args[0], args[1], args[2].type)
         builder.store(args[2], pointer, align=_bytes_of(array.dtype))
 
     return types.void(array, types.intp, bits), codegen
@@ -310,8 +310,8 @@ def sum_lanes(typingctx: Any, vector: Any) -> Any:
         value, lanes = args[0], vector.lanes
         while lanes > 1:
             half = lanes // 2
-            low = builder.shuffle_vector(value, value, _constant(half, range(half)))
-            high = builder.shuffle_vector(value, value, _constant(half, range(half, lanes)))
+            low = builder.shuffle_vector(value, value, emit_constant(half, range(half)))
+            high = builder.shuffle_vector(value, value, emit_constant(half, range(half, lanes)))
             value, lanes = builder.fadd(low, high), half
         return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
 

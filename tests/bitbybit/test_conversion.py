@@ -272,7 +272,7 @@ def test_many_tiles_are_projected_a_few_at_a_time(module, monkeypatch):
     for tiles in (8, 19):
         monkeypatch.setattr("bitbybit.tile_convolutions.TILES_AT_ONCE", tiles)
         layer.zero_grad()
-        phi = _trained_features(layer, layer._as_image(x), 0.5)
+        phi = _trained_features(layer, layer.as_image(x), 0.5)
         (phi * torch.linspace(-1, 1, phi.numel()).view(phi.shape)).sum().backward()
         found.append([phi.detach(), *(p.grad for kernel in layer.kernels() for p in kernel.parameters())])
     assert len(found[0]) == 20

@@ -128,5 +128,5 @@ def test_refuses(change, message):
 
 
 def test_refuses_a_float_run():
-    with pytest.raises(ConfigError, match="repeat_epochs: expected a float network to ask"):
+    with pytest.raises(ConfigError, match="repeat_epochs: expected a hashed network, got a float one"):
         float_options(repeat_epochs=2)

@@ -17,7 +17,7 @@ def test_learning_rate_rises_then_falls_to_zero():
 
 def test_distillation_vanishes_where_student_equals_teacher():
     logits, labels = torch.randn(6, 10), torch.arange(6)
-    options = TrainOptions(model="digits_mlp", distill=1.0)
+    options = TrainOptions(model="digits_mlp", hash_config={}, distill=1.0)
     assert distillation_loss(logits, labels, logits, options).abs() < 1e-6  # float32 log-softmax
     assert distillation_loss(logits, labels, -logits, options) > 0.1
 
