@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from bitbybit.sign_features import Geometry, centres_images, gpu_kernels
+from bitbybit.sign_features import Sliding, centres_images, gpu_kernels
 
 try:
     from bitbybit import window_gradient_cpu
@@ -45,7 +45,7 @@ class HashProduct(Function):
         exact: Tensor,
         features: Tensor,
         rows: Tensor,
-        geometries: tuple[Geometry, Geometry],
+        geometries: tuple[Sliding, Sliding],
     ) -> Tensor:
         """Keeps what the backward pass needs.
 
@@ -102,7 +102,7 @@ def _add_lengthwise(
     on_line: Tensor,
     grad: Tensor,
     kernel: tuple[int, int],
-    geometry: Geometry,
+    geometry: Sliding,
 ) -> Tensor:
     """Adds to the gradient of v that of ``sum of (exact - on_line).detach() grad |window| / |window|.detach()``.
 
@@ -137,7 +137,7 @@ def _add_lengthwise(
     return grad_v + v * spread.to(v.dtype)
 
 
-def _backward(grad: Tensor, image: Tensor, weight: Tensor, geometry: Geometry, *, of_input: bool) -> Tensor:
+def _backward(grad: Tensor, image: Tensor, weight: Tensor, geometry: Sliding, *, of_input: bool) -> Tensor:
     """The gradient of a convolution's input or of its weight.
 
     A kernel of one tap is given the pixels that it reads: oneDNN's backward pass of such a kernel with a stride writes

@@ -21,7 +21,7 @@ from bitbybit.engine_cpu import as_array, float_bits, from_bits
 from bitbybit.layer_geometry import LayerGeometry, output_size
 from bitbybit.parallel_cpu import in_parallel, pool
 from runtime.bitpack import pack, unpack
-from runtime.integer_layer import Answer, Geometry, Weights, empty_with_slack, run_layer
+from runtime.integer_layer import Answer, SizedGeometry, Weights, empty_with_slack, run_layer
 
 _SIGN = np.uint16(0x8000)
 _WRITTEN = {torch.bfloat16: np.uint16, torch.float32: np.float32}  # how centred images are written
@@ -349,7 +349,7 @@ def packed_answer(
     hashed = output_size((height, width), geometry.pads, geometry.kernel, geometry.stride, geometry.dilation)
     taps = (bits.shape[1], bits.shape[2])
     answered = output_size(hashed, (0, 0, 0, 0), taps, geometry.code_stride, geometry.code_dilation)
-    sliding = Geometry(
+    sliding = SizedGeometry(
         geometry.kernel, geometry.stride, geometry.dilation, (top, left, bottom, right), hashed,
         geometry.code_stride, geometry.code_dilation, answered,
     )  # fmt: skip

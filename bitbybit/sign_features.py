@@ -15,7 +15,7 @@ try:
 except ImportError:  # no Numba: the same numbers from torch operators
     integer_cpu = None  # type: ignore[assignment]
 
-Geometry = tuple[tuple[int, int], tuple[int, int]]  # stride and dilation
+Sliding = tuple[tuple[int, int], tuple[int, int]]  # stride and dilation
 
 # For z ~ N(0, 1) the best straight line through sign(z) has this slope.
 SIGN_SLOPE = math.sqrt(2 / math.pi)

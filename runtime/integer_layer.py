@@ -35,8 +35,8 @@ Submit = Callable[..., "Future[Any]"]
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """How a layer slides over an image; pairs are (y, x).
+class SizedGeometry:
+    """How a layer slides over an image of a given size; pairs are (y, x).
 
     Attributes:
         kernel, stride, dilation: of the windows that are hashed.
@@ -97,7 +97,7 @@ class Answer:
     places: Array
 
 
-def run_layer(weights: Weights, geometry: Geometry, x: Array, submit: Submit, workers: int) -> Answer:
+def run_layer(weights: Weights, geometry: SizedGeometry, x: Array, submit: Submit, workers: int) -> Answer:
     """What ``LshEncodeInteger`` and ``LshConvInteger`` answer.
 
     Args:
@@ -142,7 +142,7 @@ def run_layer(weights: Weights, geometry: Geometry, x: Array, submit: Submit, wo
 
 
 @cache
-def _conv_fields(shape: tuple[int, ...], planes: int, hash_length: int, geometry: Geometry) -> dict[str, Any]:
+def _conv_fields(shape: tuple[int, ...], planes: int, hash_length: int, geometry: SizedGeometry) -> dict[str, Any]:
     """What depends on shapes alone, found once."""
     return conv_fields(
         shape, planes, hash_length, geometry.code_stride, geometry.code_dilation, geometry.hashed, geometry.answered
