@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bitbybit.calibration import by_feature
 from bitbybit.conversion import IntegerLayer, fit_codes, layers_in_order, set_quantisation, value_at
 from bitbybit.errors import ConfigError
 from bitbybit.patching import COMMON, HashConfig, patch_model, plan_patch
@@ -107,7 +108,7 @@ def measure_sensitivity(
             layer, errors = _fit(
                 teacher.get_submodule(name), replace(specs[name], hash_length=bits), x, y, positions, seed
             )
-            lost[bits] = float(errors.sum() / _variance(y).sum())
+            lost[bits] = float(errors.sum() / by_feature(layer, y).var(0).sum())
             cost[bits] = float((weights[name] * errors).sum() / 2)
             if on_fit:
                 on_fit(len(found) * len(lengths) + len(cost), total, name, bits, cost[bits])
@@ -134,11 +135,6 @@ def possible_lengths(module: nn.Module, spec: HashSpec, hash_lengths: Sequence[i
     return found
 
 
-def _variance(y: Tensor) -> Tensor:
-    """Of each output: float32[o]."""
-    return y.var((0, 2, 3)) if y.dim() == 4 else y.reshape(-1, y.shape[-1]).var(0)
-
-
 def _fit(module: nn.Module, spec: Any, x: Tensor, y: Tensor, positions: int, seed: int) -> tuple[IntegerLayer, Tensor]:
     """A layer fitted alone, and its mean square error by output."""
     with torch.random.fork_rng():
@@ -150,7 +146,7 @@ def _fit(module: nn.Module, spec: Any, x: Tensor, y: Tensor, positions: int, see
     layer.eval()
     with torch.no_grad():
         error = (layer(x) - y).square()
-    return layer, error.mean((0, 2, 3)) if y.dim() == 4 else error.reshape(-1, y.shape[-1]).mean(0)
+    return layer, by_feature(layer, error).mean(0)
 
 
 def _gradient_energy(model: nn.Module, names: Sequence[str], images: Tensor, batch: int = 64) -> dict[str, Tensor]:
@@ -179,8 +175,7 @@ def _gradient_energy(model: nn.Module, names: Sequence[str], images: Tensor, bat
             count += len(part)
             for name, answer in answers.items():
                 assert answer.grad is not None
-                square = answer.grad.square()
-                square = square.sum((0, 2, 3)) if square.dim() == 4 else square.reshape(-1, square.shape[-1]).sum(0)
+                square = by_feature(model.get_submodule(name), answer.grad.square()).sum(0)
                 energy[name] = energy.get(name, torch.zeros_like(square)) + square
             model.zero_grad(set_to_none=True)
     finally:

@@ -99,16 +99,21 @@ def _read_report(path: Path, artifact: Path) -> dict[str, Any]:
 
 
 def _score(path: Path, checkpoint: Checkpoint) -> float | None:
-    card = checkpoint.card
-    if "test_accuracy" not in card or "float_test_accuracy" not in card:
-        drop = None
-    else:
-        drop = card["float_test_accuracy"] - card["test_accuracy"]
+    hashed, exact = (_accuracy(path, checkpoint, key) for key in ("test_accuracy", "float_test_accuracy"))
+    drop = None if hashed is None or exact is None else exact - hashed
     try:
         value = score_from_operations(count_operations(checkpoint.model), drop or 0.0)
     except ValueError as e:
         raise ConfigError(f"{path}: {e}") from e
     return None if drop is None else value
+
+
+def _accuracy(path: Path, checkpoint: Checkpoint, key: str) -> float | None:
+    """What a card says of an accuracy, or None."""
+    value = checkpoint.card.get(key)
+    if value is not None and not 0 <= value <= 1:
+        raise BitbybitError(f"{card_path(path)}: expected {key} from 0 to 1, got {value}; export the checkpoint again")
+    return value
 
 
 def manifest(entries: list[Entry], team_name: str) -> dict[str, Any]:
@@ -165,7 +170,12 @@ def write_bundle(entries: list[Entry], team_name: str, output: Path) -> Path:
         if place.exists():
             shutil.rmtree(earlier, ignore_errors=True)
             place.rename(earlier)
-        partial.rename(place)
+        try:
+            partial.rename(place)
+        except OSError:
+            if earlier.exists():
+                earlier.rename(place)
+            raise
         shutil.rmtree(earlier, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -5,7 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bitbybit.integer import IntegerHashConv2d
+from bitbybit.nn import HashConv2d
 from bitbybit.patching import hash_layers
+
+
+def by_feature(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer reads or answers, a row for each position: float[positions, c].
+
+    Args:
+        layer: a convolution or a linear layer, hashed or not.
+        x: float[n, c, h, w] or float[c, h, w] of a convolution, else float[..., c].
+    """
+    if isinstance(layer, nn.Conv2d | HashConv2d | IntegerHashConv2d):
+        x = x.movedim(-3, -1)
+    return x.reshape(-1, x.shape[-1])
 
 
 @torch.no_grad()
@@ -26,9 +40,7 @@ def calibrate(model: nn.Module, images: Tensor, batch_size: int = 512) -> None:
         if not isinstance(centre, Tensor) or layer in seen:
             return
         seen.add(layer)
-        x = inputs[0]
-        features = x.mean(dim=(0, 2, 3)) if x.dim() == 4 else x.flatten(0, -2).mean(0)
-        centre.copy_(features)
+        centre.copy_(by_feature(layer, inputs[0]).mean(0))
 
     handles = [layer.register_forward_pre_hook(set_centre) for layer in hash_layers(model).values()]
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from bitbybit.answers import packed_answers, whole_products
 from bitbybit.bit_search import search_codes, search_wide_codes
+from bitbybit.calibration import by_feature
 from bitbybit.errors import ConfigError
 from bitbybit.exact_limits import NORM_LIMIT
 from bitbybit.integer import IntegerHashConv2d, IntegerHashLinear
@@ -116,7 +117,7 @@ def fit_layers(
             learn_projections(layer, x, y, positions=positions, steps=projection_steps, seed=seed + number)
             error = fit_codes(layer, x, y, positions=positions, seed=seed + number)
         elif isinstance(layer.centre, Tensor):
-            layer.centre.copy_(x.mean(dim=(0, 2, 3)) if x.dim() == 4 else x.flatten(0, -2).mean(0))
+            layer.centre.copy_(by_feature(layer, x).mean(0))
         if on_layer:
             on_layer(number + 1, len(names), name, error)
 

@@ -36,6 +36,37 @@ def publish(cli, source, *arguments):
     return cli("publish", *NAMED, "--source", source, *arguments)
 
 
+@pytest.mark.parametrize("accuracy", [91.0, -0.1, float("nan")])
+def test_refuses_a_card_whose_accuracy_is_no_share(source, accuracy):
+    card = json.loads((source / "tiny.json").read_text())
+    (source / "tiny.json").write_text(json.dumps(card | {"test_accuracy": accuracy}))
+    with pytest.raises(BitbybitError, match=r"tiny\.json: expected test_accuracy from 0 to 1"):
+        gather(source)
+
+
+def test_an_accuracy_that_is_not_known_leaves_the_score_open(source):
+    card = json.loads((source / "tiny.json").read_text())
+    (source / "tiny.json").write_text(json.dumps(card | {"test_accuracy": None}))
+    assert gather(source)[0].score is None
+
+
+def test_a_bundle_that_cannot_be_put_in_its_place_leaves_the_earlier_one(source, tmp_path, monkeypatch):
+    entries, bundle = gather(source), tmp_path / "bundle"
+    write_bundle(entries, "first", bundle)
+    rename = type(bundle).rename
+
+    def refuse(path, target):
+        if path.name.endswith(".partial"):
+            raise OSError("no")
+        return rename(path, target)
+
+    monkeypatch.setattr(type(bundle), "rename", refuse)
+    with pytest.raises(OSError, match="no"):
+        write_bundle(entries, "second", bundle)
+    assert json.loads((bundle / "manifest.json").read_text())["team_name"] == "first"
+    assert files_below(tmp_path) == {path for path in files_below(tmp_path) if not path.startswith(".")}
+
+
 def test_dry_run_lists_every_file_with_the_hash_it_has(cli, source, tmp_path):
     outcome = publish(cli, source, "--dry-run", "-o", tmp_path / "bundle")
     assert outcome.code == 0, outcome

@@ -1,13 +1,18 @@
 """The parity check passes on a true artifact, and names the layer of every damage."""
 
+import json
+import re
+
 import numpy as np
 import onnx
 import pytest
-from networks import hashed_network, labels_of, write_artifact
+import torch
+from networks import hashed_network, integer_network, labels_of, write_artifact
 from onnx import numpy_helper
 
 from bitbybit.errors import BitbybitError
 from bitbybit.verify import VerifyOptions, verify_artifact
+from compiler import trace
 
 
 @pytest.fixture(scope="module", params=["pixel", "patch"])
@@ -88,9 +93,69 @@ def test_refuses_an_artifact_of_another_checkpoint(tmp_path):
         verify_artifact(path, model, images, checkpoint_sha256="b" * 64)
 
 
-def test_report_is_json_with_the_verdict(compiled):
-    import json
+def test_what_lies_behind_the_last_hashed_layer_is_compared_too(tmp_path):
+    model, images = integer_network(exact=("fc",))
+    path = write_artifact(tmp_path / "net.onnx", model)
+    assert verify(path, model, images).passed
+    proto = onnx.load(path)
+    weight = next(t.name for t in proto.graph.initializer if list(t.dims) in ([16, 10], [10, 16]))
+    report = verify(damaged(path, tmp_path, weight, lambda array: np.multiply(array, 1.01, out=array)), model, images)
+    problem = "logits differ by .* of the largest, given equal hashed layers"
+    assert [bool(re.search(problem, "; ".join(program.problems))) for program in report.programs] == [True, True]
 
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda entries: entries[1:], "is of no layer in its metadata"),
+        (lambda entries: [{**entry, "node": ""} for entry in entries], "does not say where it is in the network"),
+        (
+            lambda entries: [{k: v for k, v in entry.items() if k != "source"} for entry in entries],
+            "does not say where",
+        ),
+    ],
+)
+def test_refuses_metadata_that_leaves_layers_out(compiled, tmp_path, change, message):
+    path, model, images = compiled
+    proto = onnx.load(path)
+    entry = next(p for p in proto.metadata_props if p.key == "bitbybit.layers")
+    entry.value = json.dumps(change(json.loads(entry.value)))
+    onnx.save(proto, tmp_path / "net.onnx")
+    with pytest.raises(BitbybitError, match=message):
+        verify(tmp_path / "net.onnx", model, images)
+
+
+def test_needs_no_types_of_inner_values(compiled, tmp_path):
+    path, model, images = compiled
+    proto = onnx.load(path)
+    del proto.graph.value_info[:]
+    onnx.save(proto, tmp_path / "net.onnx")
+    assert verify(tmp_path / "net.onnx", model, images).passed
+
+
+def test_refuses_a_trace_that_is_not_the_network(compiled, monkeypatch):
+    path, model, images = compiled
+    real = trace.trace
+
+    def without_an_activation(network):
+        graph = real(network)
+        node = next(n for n in graph.graph.nodes if n.target is torch.relu)
+        node.replace_all_uses_with(node.args[0])
+        graph.recompile()
+        return graph
+
+    monkeypatch.setattr(trace, "trace", without_an_activation)
+    with pytest.raises(BitbybitError, match="the network's trace answers otherwise than the network"):
+        verify(path, model, images)
+
+
+def test_refuses_to_compare_nothing(compiled):
+    path, model, images = compiled
+    with pytest.raises(BitbybitError, match="expected images to compare with, got none"):
+        verify_artifact(path, model, images[:0])
+
+
+def test_report_is_json_with_the_verdict(compiled):
     report = verify(*compiled, onnxruntime=False)
     content = json.loads(json.dumps(report.to_dict()))
     assert content["passed"] is True

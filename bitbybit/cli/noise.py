@@ -117,7 +117,7 @@ def _data(dataset: str, data_dir: str, images: int, calibrate: int) -> tuple[Ten
     calibration = None
     if calibrate:
         train = ImageDataset(arrays.train_x, arrays.train_y, spec.mean, spec.std, augment=True, flip=spec.flip)
-        calibration, _ = train.__getitems__(list(range(len(train))[evenly_spread(len(train), calibrate)]))
+        calibration, _ = train.__getitems__(evenly_spread(len(train), calibrate).tolist())
     return normalise(arrays.test_x[chosen], spec.mean, spec.std), test_y, calibration
 
 

@@ -71,13 +71,13 @@ def run_verification(
     report_path: Path | None = None,
 ) -> bool:
     """Verifies on the test split, prints the tables, writes the JSON; returns whether it passed."""
-    from bitbybit.utils.data import dataset_spec, load_arrays, normalise
+    from bitbybit.utils.data import dataset_spec, evenly_spread, load_arrays, normalise
     from bitbybit.utils.files import write_json
     from bitbybit.verify import VerifyOptions, verify_artifact
 
     spec, arrays = dataset_spec(source.dataset), load_arrays(source.dataset, data_dir)
-    step = max(1, len(arrays.test_y) // samples) if samples else 1  # spread over the split: it may be sorted
-    chosen = slice(0, step * samples if samples else None, step)
+    count = len(arrays.test_y)
+    chosen = evenly_spread(count, samples or count)
     with progress_bar() as progress:
         report = verify_artifact(
             artifact,

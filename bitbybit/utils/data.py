@@ -1,6 +1,6 @@
 """Image data sets as in-memory arrays, and the loaders that batch and augment them.
 
-Three sources, in this order: an ``.npz`` archive in the data folder, torchvision's
+Sources, in this order: an ``.npz`` archive in the data folder, torchvision's
 download, and, for ``digits``, the handwritten digits that scikit-learn ships.
 """
 
@@ -114,6 +114,9 @@ def _from_npz(path: Path, spec: DatasetSpec) -> ImageArrays:
                 f"{path}: {split}_x is {x.dtype}{list(x.shape)} with {split}_y {list(y.shape)}; "
                 "expected uint8[n, h, w, 3] and [n]"
             )
+        if y.dtype.kind not in "iu" or (y.size and not 0 <= y.min() <= y.max() < spec.num_classes):
+            got = f"{y.dtype}, {y.min()} to {y.max()}" if y.size else str(y.dtype)
+            raise DataError(f"{path}: {split}_y holds {got}; expected whole numbers from 0 to {spec.num_classes - 1}")
     if len(data["classes"]) != spec.num_classes:
         raise DataError(f"{path}: {len(data['classes'])} class names, expected {spec.num_classes}")
     return ImageArrays(
@@ -371,10 +374,10 @@ def get_loaders(
     )
 
 
-def evenly_spread(count: int, wanted: int) -> slice:
-    """At most ``wanted`` of ``count`` samples, evenly spread: a split may be sorted."""
-    step = max(1, count // wanted)
-    return slice(0, step * wanted, step)
+def evenly_spread(count: int, wanted: int) -> np.ndarray:
+    """Indices of at most ``wanted`` of ``count`` samples, evenly spread, as a split may be sorted: int64[<= wanted]."""
+    wanted = min(wanted, count)
+    return np.arange(wanted) * count // max(1, wanted)
 
 
 def split_holdout(labels: np.ndarray, holdout: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

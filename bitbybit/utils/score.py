@@ -66,7 +66,7 @@ def calculate_submission_score(model: nn.Module, acc_drop: float, *, delta: floa
         gamma: exponent of the operation ratio.
 
     Returns:
-        0..1; 0 where nothing is hashed.
+        0..1, or more where accuracy rose; 0 where nothing is hashed.
 
     Raises:
         ValueError: ``hdops < flops``.

@@ -73,7 +73,8 @@ class OnnxruntimeExecutor:
             model.CopyFrom(self._model)
             present = {o.name for o in model.graph.output}
             known = {v.name: v for v in model.graph.value_info}
-            model.graph.output.extend(known[name] for name in names if name not in present)
+            wanted = (name for name in names if name not in present)
+            model.graph.output.extend(known.get(name) or onnx.ValueInfoProto(name=name) for name in wanted)
             options = self._onnxruntime.SessionOptions()
             options.intra_op_num_threads = self._threads
             options.log_severity_level = 3  # its warnings speak of initializers, not of answers

@@ -110,7 +110,7 @@ def compare_layers(
     images: Tensor,
     values: dict[str, Array],
     parity: dict[str, LayerParity],
-) -> None:
+) -> Tensor:
     """Adds one batch to every layer's figures.
 
     Args:
@@ -119,8 +119,11 @@ def compare_layers(
         images: float32[n, c, h, w].
         values: what a program computed for ``value_names(layers)``.
         parity: figures by layer name; changed in place.
+
+    Returns:
+        PyTorch's logits float32[n, classes], of what the program made of the last hashed layers.
     """
-    _Comparison(graph, layers, values, parity).run(images.double())
+    return _Comparison(graph, layers, values, parity).logits(images)
 
 
 __all__ = ["TracedLayer", "compare_layers", "input_of", "traced_layers", "value_names"]

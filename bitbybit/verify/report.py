@@ -12,6 +12,7 @@ MAX_RELATIVE_ERROR = 1e-5  # of a layer's output, given equal codes, against its
 MAX_BIT_RATE = 1e-5  # code bits that may differ
 MAX_BIT_MARGIN = 1e-5  # |P x| / (|P| |x|) up to which rounding may decide a bit
 MIN_AGREEMENT = 0.9999  # top-1, end to end
+MAX_REST_ERROR = 1e-4  # of logits against the largest one: what float layers behind the last hashed one may round
 
 
 @dataclass
@@ -111,6 +112,8 @@ class ProgramParity:
         rounding_ties: samples that agree once PyTorch quantises the program's own float values: an exact layer's
             sum lay within rounding of the middle between two levels.
         integer: whether every hashed layer is in integer arithmetic: logits must agree, up to exact layers' rounding.
+        rest_error: largest difference of a logit over the largest logit, given the program's own hashed layers: what
+            the layers behind the last of them differ by.
         samples: compared end to end.
         layer_samples: compared layer by layer.
         layers: in graph order.
@@ -127,6 +130,7 @@ class ProgramParity:
     max_logit: float = 0.0
     rounding_ties: int = 0
     integer: bool = False
+    rest_error: float = 0.0
 
     @property
     def first_departing_layer(self) -> str:
@@ -140,6 +144,10 @@ class ProgramParity:
         if self.agreement < MIN_AGREEMENT:
             lost = round((1 - self.agreement) * self.samples)
             found.append(f"{self.name}: top-1 differs from PyTorch on {lost} of {self.samples} samples")
+        if not self.rest_error <= MAX_REST_ERROR:
+            found.append(
+                f"{self.name}: logits differ by {self.rest_error:.1e} of the largest, given equal hashed layers"
+            )
         if self.integer and not self.max_logit_error <= MAX_RELATIVE_ERROR * self.max_logit:
             share = self.max_logit_error / (self.max_logit or 1)
             found.append(f"{self.name}: logits differ by {share:.1e} of the largest")

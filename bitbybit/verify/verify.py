@@ -24,7 +24,7 @@ from bitbybit.verify.layers import compare_layers, traced_layers, value_names
 from bitbybit.verify.processors import PROCESSORS, ProcessorExecutor
 from bitbybit.verify.report import MAX_RELATIVE_ERROR, LayerParity, ParityReport, ProgramParity
 from bitbybit.verify.traced import TracedLayer
-from runtime.opset import META_CHECKPOINT_SHA256, META_LAYERS
+from runtime.opset import DOMAIN, META_CHECKPOINT_SHA256, META_LAYERS
 
 Progress = Callable[[str, int, int], None]  # stage, samples done, samples in all
 
@@ -75,6 +75,8 @@ def verify_artifact(
     """
     from compiler.trace import trace
 
+    if not len(images):
+        raise BitbybitError(f"{artifact}: expected images to compare with, got none")
     options = options or VerifyOptions()
     note = progress or (lambda stage, done, total: None)
     layers = _traced_layers(artifact, checkpoint_sha256)
@@ -87,6 +89,7 @@ def verify_artifact(
     for layer in layers:
         if layer.node not in known or layer.source not in known:
             raise BitbybitError(f"{artifact}: layer {layer.name!r} is not in the network's trace; compile it again")
+    _check_trace(artifact, graph, model, images[: options.batch_size].contiguous())
     reference = ExactReference(graph, stored={layer.source for layer in layers})
     ours = _logits(lambda x: reference.logits(torch.from_numpy(x)).numpy(), images, options.batch_size, "PyTorch", note)
     plain = _logits(lambda x: _torch_logits(model, x), images, options.batch_size, "PyTorch float32", note)
@@ -117,7 +120,33 @@ def _traced_layers(artifact: str | Path, checkpoint_sha256: str) -> list[TracedL
             f"{artifact}: compiled from checkpoint {compiled_from[:12]}..., got {checkpoint_sha256[:12]}...; "
             "compile it again or name the right checkpoint"
         )
-    return traced_layers(json.loads(properties[META_LAYERS]), model.nodes)
+    entries = json.loads(properties[META_LAYERS])
+    places = {entry["name"] for entry in entries}
+    for node in model.nodes:
+        if node.domain == DOMAIN and not any(node.name.startswith(f"{name}/") for name in places):
+            raise BitbybitError(f"{artifact}: node {node.name!r} is of no layer in its metadata; compile it again")
+    for entry in entries:
+        if not entry.get("node") or not entry.get("source"):
+            raise BitbybitError(
+                f"{artifact}: layer {entry['name']!r} does not say where it is in the network (node, source); "
+                "compile it again"
+            )
+    return traced_layers(entries, model.nodes)
+
+
+@torch.no_grad()
+def _check_trace(artifact: str | Path, graph: torch.fx.GraphModule, model: nn.Module, images: Tensor) -> None:
+    """Refuses a trace, which the artifact is compared with, that is not the network.
+
+    Raises:
+        BitbybitError: their answers differ, although both take the same steps.
+    """
+    ours, theirs = graph(images), model(images)
+    if not torch.allclose(ours, theirs, rtol=0, atol=MAX_RELATIVE_ERROR * float(theirs.abs().max()), equal_nan=True):
+        raise BitbybitError(
+            f"{artifact}: the network's trace answers otherwise than the network, by up to "
+            f"{float((ours - theirs).abs().max()):.1e}; rewrite what cannot be traced, as in-place changes of views"
+        )
 
 
 @torch.no_grad()
@@ -149,14 +178,17 @@ def _compare(
     options: VerifyOptions,
     note: Progress,
 ) -> ProgramParity:
-    names = value_names(layers)
+    output = executor.output
+    names = list(dict.fromkeys([*value_names(layers), output]))
     parity = {x.name: LayerParity(x.name, integer=x.integer, exact_output=x.exact_output) for x in layers}
-    count = min(options.layer_samples or len(images), len(images)) if layers else 0
+    count = min(options.layer_samples or len(images), len(images))
+    rest = LayerParity("the rest")
     for start in range(0, count, options.batch_size):
         batch = images[start : min(start + options.batch_size, count)].contiguous()
-        compare_layers(graph, layers, batch, executor.run(batch.numpy(), names), parity)
+        values = executor.run(batch.numpy(), names)
+        logits = compare_layers(graph, layers, batch, values, parity)
+        rest.add_output(logits, torch.from_numpy(values[output]).reshape(logits.shape).float())
         note(f"{executor.name}, layers", min(start + options.batch_size, count), count)
-    output = executor.output
     theirs = _logits(
         lambda x: executor.run(x, [output])[output].astype(np.float32, copy=False),
         images,
@@ -176,6 +208,7 @@ def _compare(
         layer_samples=count,
         layers=list(parity.values()),
         max_logit=float(np.abs(ours).max()),
+        rest_error=rest.relative_error,
         rounding_ties=ties,
         integer=bool(layers) and all(layer.integer for layer in layers),
     )

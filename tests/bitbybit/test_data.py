@@ -10,6 +10,7 @@ from bitbybit.utils.data import (
     CIFAR10_STD,
     DeviceLoader,
     ImageDataset,
+    evenly_spread,
     get_loaders,
     load_arrays,
     make_loader,
@@ -144,6 +145,23 @@ def test_refuses_an_archive_of_other_shapes(tmp_path, changes, message):
     write_archive(tmp_path, **changes)
     with pytest.raises(DataError, match=message):
         load_arrays("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("label", [1.7, -3, 10])
+def test_refuses_labels_of_no_class(tmp_path, label):
+    labels = write_archive(tmp_path)["test_y"].astype(type(label))
+    labels[0] = label
+    write_archive(tmp_path, test_y=labels)
+    with pytest.raises(DataError, match=r"test_y holds .*; expected whole numbers from 0 to 9"):
+        load_arrays("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(10_000, 2_000), (1999, 1000), (10, 10), (3, 7), (5, 1), (0, 4)])
+def test_samples_are_spread_over_the_whole_split(count, wanted):
+    chosen = evenly_spread(count, wanted)
+    assert len(chosen) == len(set(chosen.tolist())) == min(count, wanted)
+    gaps = np.diff([*chosen, count])
+    assert not len(chosen) or (chosen[0] == 0 and gaps.max() - gaps.min() <= 1)
 
 
 def test_refuses_a_truncated_archive(tmp_path):

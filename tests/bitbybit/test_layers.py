@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+import bitbybit as bb
+from bitbybit.conversion import convert
 from bitbybit.errors import ConfigError
 from bitbybit.exact import exact_encode, exact_output
 from bitbybit.nn import HashConv2d, HashLinear
@@ -140,3 +142,25 @@ def test_refuses_an_image_of_other_channels():
     layer = HashConv2d.from_torch_module(nn.Conv2d(3, 4, 3))
     with pytest.raises(ValueError, match=r"float\[n, 3, h, w\]"):
         layer(torch.zeros(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize("arithmetic", ["float", "integer"])
+def test_centres_of_a_linear_layer_are_the_means_of_its_features_whatever_lies_before_them(arithmetic):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(7, 3)
+
+        def forward(self, x):
+            return self.fc(x)
+
+    settings = {"hash_length": 8, "input_tile_size": 4, "output_tile_size": None, "centring": True}
+    config = {"common_params": settings | {"arithmetic": arithmetic}}
+    images = torch.arange(7.0) + 0.01 * torch.randn(16, 7, 9, 7)
+    means = images.mean((0, 1, 2))
+    if arithmetic == "float":
+        model = bb.patch_model(Net(), config)
+        bb.calibrate(model, images)
+        assert torch.allclose(model.fc.centre, means, atol=1e-4)
+    converted = convert(Net().eval(), config, images, positions=500, projection_steps=0)
+    assert torch.allclose(converted.fc.centre, means, atol=1e-4)
