@@ -59,27 +59,42 @@ def study(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, Any]
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy against level, one panel for each kind of error, one line for each network; dashed for CIFAR-100."""
+    """Accuracy against level: a row of panels for each backbone, a panel for each kind of error."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(KINDS), figsize=(3.6 * len(KINDS), 4.2), sharey=True, layout="constrained")
-    for axis, kind in zip(axes, KINDS, strict=True):
-        for row in rows:
-            points = sorted((p for p in row["rows"] if p["kind"] == kind), key=lambda p: p["level"])
-            axis.errorbar(
-                [p["level"] for p in points],
-                [100 * p["mean"] for p in points],
-                [100 * p["spread"] for p in points],
-                marker="o", markersize=3, capsize=2, label=Path(row["file"]).stem,
-                linestyle="--" if row["file"].startswith("cifar100") else "-",
-            )  # fmt: skip
-        axis.set(xlabel=LABELS[kind], ylim=(0, 100))
-        axis.grid(alpha=0.3)
-        if kind == BITS:
-            axis.invert_xaxis()
-    axes[0].set_ylabel("test accuracy, %")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=3)
+    named = [(*_names(row["file"]), row) for row in rows]
+    backbones = sorted({backbone for backbone, _, _ in named}, key=lambda name: (len(name), name))
+    ways = sorted({way for _, way, _ in named})
+    size = (3.6 * len(KINDS), 3.4 * len(backbones) + 0.6)
+    figure, grid = plt.subplots(
+        len(backbones), len(KINDS), figsize=size, sharex="col", sharey="row", layout="constrained", squeeze=False
+    )
+    for axes, backbone in zip(grid, backbones, strict=True):
+        for axis, kind in zip(axes, KINDS, strict=True):
+            for _, way, row in (one for one in named if one[0] == backbone):
+                points = sorted((p for p in row["rows"] if p["kind"] == kind), key=lambda p: p["level"])
+                axis.errorbar(
+                    [p["level"] for p in points],
+                    [100 * p["mean"] for p in points],
+                    [100 * p["spread"] for p in points],
+                    marker="o", markersize=3, capsize=2, color=f"C{ways.index(way)}",
+                )  # fmt: skip
+            axis.set(ylim=(0, None))
+            axis.grid(alpha=0.3)
+            if kind == BITS and not axis.xaxis_inverted():
+                axis.invert_xaxis()
+        axes[0].set_ylabel(f"{backbone}: test accuracy, %")
+    for axis, kind in zip(grid[-1], KINDS, strict=True):
+        axis.set_xlabel(LABELS[kind])
+    handles = [plt.Line2D([], [], color=f"C{number}", marker="o", label=way) for number, way in enumerate(ways)]
+    figure.legend(handles=handles, loc="outside lower center", fontsize=8, ncols=5)
     figure.savefig(path, dpi=150)
+
+
+def _names(file: str) -> tuple[str, str]:
+    """The backbone of a shipped network's file, and how it is hashed."""
+    dataset, network, *way = Path(file).stem.split("_")
+    return f"{dataset}_{network}", " ".join(way[:-1] if way[-1] == "integer" else [*way, "(float)"])
 
 
 def main() -> None:
