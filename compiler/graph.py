@@ -16,6 +16,8 @@ from compiler.shapes import Shape
 from runtime import opset
 from runtime.bitpack import pack_nibbles
 
+INPUT = "input"
+OUTPUT = "logits"
 FLOAT = TensorProto.FLOAT
 UINT8 = TensorProto.UINT8
 INT4 = TensorProto.INT4
@@ -87,7 +89,7 @@ class GraphBuilder:
 
     def _free_name(self, name: str, array: NDArray[Any]) -> str:
         found, count = name, 1
-        while found in self._values or not self._same(found, array):
+        while found in (INPUT, OUTPUT) or found in self._values or not self._same(found, array):
             count += 1
             found = f"{name}#{count}"
         return found

@@ -27,6 +27,16 @@ from runtime.opset import FLOAT_MAX
 NO_CLIP = (-FLOAT_MAX, FLOAT_MAX)
 
 
+def clip_bound(bound: float) -> float:
+    """A bound of a clip as the artifact holds it: infinity is the greatest float32; NaN stays NaN."""
+    return min(max(float(bound), -FLOAT_MAX), FLOAT_MAX)  # NaN compares as neither, so the first is kept
+
+
+def pair(value: int | Sequence[int]) -> tuple[int, int]:
+    """A size for both axes, or one for each."""
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
+
+
 @dataclass(frozen=True)
 class Geometry:
     """How windows lie on an image.

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from bitbybit.patching import HASHED
-from compiler.errors import CompileError, at
+from compiler.errors import CompileError, at, operator_name
 from compiler.layers import CompiledLayer
 from compiler.passes import Pass
 from compiler.passes.base import call_counts, module_of, path_of
 from compiler.passes.drop_identity import COPYING_FUNCTIONS, COPYING_METHODS, IDENTITY_MODULES
 from compiler.passes.fold_constants import is_plain
 from compiler.pipeline import PIPELINE
-from compiler.shapes import operator_name
 
 OPS = frozenset({"placeholder", "get_attr", "call_function", "call_method", "call_module", "output"})
 

@@ -12,16 +12,14 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from compiler.errors import CompileError, at
-from compiler.graph import GraphBuilder, Value, array_of
+from compiler.errors import CompileError, at, operator_name
+from compiler.graph import INPUT, OUTPUT, GraphBuilder, Value, array_of
 from compiler.layers import FusedConv2d, FusedLinear, PackedConv2d, PackedLinear
 from compiler.lowerings import activations, arithmetic, layers, movement, pooling
 from compiler.lowerings.context import Context
 from compiler.passes.base import attribute_of, module_of, path_of
-from compiler.shapes import TensorValue, is_tensor, operator_name
+from compiler.shapes import TensorValue, is_tensor
 
-INPUT = "input"
-OUTPUT = "logits"
 ADVICE = "replace it, take that part out of the compiled network, or add a lowering (docs/compiler.md)"
 
 Lowering = Callable[..., Any]

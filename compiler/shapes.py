@@ -15,7 +15,8 @@ from torch import Tensor, fx
 
 from bitbybit.integer import IntegerHashConv2d
 from bitbybit.nn import HashConv2d
-from compiler.errors import CompileError, at
+from compiler.errors import CompileError, place
+from compiler.inplace import ADVICE, Versions, check_storage
 from compiler.layers import CompiledLayer
 
 BATCH = "n"
@@ -52,14 +53,16 @@ class _ShapeInterpreter(fx.Interpreter):
         self.values: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        versions = Versions([self.values[source] for source in n.all_input_nodes])
         try:
             value = super().run_node(n)
         except Exception as e:  # torch raises RuntimeError, ValueError, TypeError, IndexError for bad shapes
             reason = str(e).splitlines()[0][:160] if str(e) else type(e).__name__
             raise CompileError(
-                f"{at(n.name, n.meta.get('path', ''), operator_name(n, self.module))}: fails on this input shape "
-                f"({reason}); check input_shape"
+                f"{place(n, self.module)}: fails on this input shape ({reason}); check input_shape"
             ) from e
+        if versions.changed:
+            raise CompileError(f"{place(n, self.module)}: overwrites what it is given; {ADVICE}")
         self.values[n] = value
         return value
 
@@ -89,7 +92,8 @@ def propagate_shapes(graph_module: fx.GraphModule, input_shape: Sequence[int]) -
         input_shape: shape of one sample, without the batch.
 
     Raises:
-        CompileError: the network fails on this shape, or merges the batch with another axis.
+        CompileError: the network fails on this shape, merges the batch with another axis or may squeeze it,
+            or overwrites memory in a way that a trace cannot follow.
     """
     runs = []
     with torch.no_grad(), warnings.catch_warnings():
@@ -98,14 +102,13 @@ def propagate_shapes(graph_module: fx.GraphModule, input_shape: Sequence[int]) -
             interpreter = _ShapeInterpreter(graph_module)
             interpreter.run(torch.zeros(batch, *input_shape))
             runs.append(interpreter.values)
+        check_storage(graph_module.graph, runs[0], graph_module)
     for node in graph_module.graph.nodes:
         try:
             node.meta["value"] = _symbolic(runs[0][node], runs[1][node])
         except ValueError as e:
-            raise CompileError(
-                f"{at(node.name, node.meta.get('path', ''), operator_name(node, graph_module))}: {e}; "
-                "keep the batch an axis of its own"
-            ) from e
+            raise CompileError(f"{place(node, graph_module)}: {e}; keep the batch an axis of its own") from e
+        _check_squeeze(node, graph_module)
 
 
 def is_tensor(value: object) -> bool:
@@ -115,14 +118,22 @@ def is_tensor(value: object) -> bool:
     return isinstance(value, TensorValue)
 
 
-def operator_name(node: fx.Node, graph_module: torch.nn.Module) -> str:
-    """What a node calls, in words: a module's class, a function's or a method's name."""
-    if node.op == "call_module":
-        return type(graph_module.get_submodule(str(node.target))).__name__
-    if node.op == "call_method":
-        return f"Tensor.{node.target}"
-    name = getattr(node.target, "__name__", str(node.target))
-    return name if node.op == "call_function" else node.op
+def _check_squeeze(node: fx.Node, graph_module: fx.GraphModule) -> None:
+    """Refuses a squeeze that would take the batch axis away where the batch is 1."""
+    if node.target not in (torch.squeeze, "squeeze"):
+        return
+    source, *given = node.args
+    value: Any = source.meta["value"] if isinstance(source, fx.Node) else None
+    if not isinstance(value, TensorValue) or BATCH not in value.shape:
+        return
+    dims: Any = fx.map_arg(given[0] if given else node.kwargs.get("dim"), lambda n: n.meta["value"])
+    rank = len(value.shape)
+    axes = range(rank) if dims is None else [dims] if isinstance(dims, int) else dims
+    if any(value.shape[axis % rank] == BATCH for axis in axes):
+        raise CompileError(
+            f"{place(node, graph_module)}: removes the batch axis where the batch is 1; "
+            "name the axes to remove, without the batch, as dim"
+        )
 
 
 def _symbolic(a: Any, b: Any) -> Any:

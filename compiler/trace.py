@@ -4,60 +4,35 @@ from __future__ import annotations
 
 import copy
 import inspect
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
 from bitbybit.patching import HASHED
-from compiler.errors import CompileError, at
+from compiler.errors import CompileError
+from compiler.inplace import AUGMENTED, make_functional
 from compiler.layers import CompiledLayer
 
 LEAVES = (*HASHED, CompiledLayer)
-
-INPLACE_FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-    F.relu_: F.relu,
-    torch.relu_: torch.relu,
-    F.leaky_relu_: F.leaky_relu,
-    F.elu_: F.elu,
-    F.hardtanh_: F.hardtanh,
-}
-
-# What returns the storage of its first argument: views, and what does nothing at inference.
-ALIASING_METHODS = frozenset(
-    {"view", "view_as", "reshape", "flatten", "unflatten", "chunk", "split", "permute", "transpose", "t", "narrow"}
-    | {"select", "squeeze", "unsqueeze", "expand", "contiguous", "detach"}
-)
-ALIASING_FUNCTIONS = frozenset(
-    {operator.getitem, F.dropout, F.dropout2d, torch.reshape, torch.flatten, torch.chunk, torch.split, torch.permute}
-    | {torch.transpose, torch.squeeze, torch.unsqueeze, torch.narrow, torch.select, torch.detach}
-)
-ALIASING_MODULES = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.Unflatten)
-SIZE_METHODS = frozenset({"size", "dim", "numel", "ndimension"})
-SIZE_ATTRIBUTES = frozenset({"shape", "ndim"})
 
 
 class _Proxy(fx.Proxy):
     """Records ``+=`` and its kin, which fx would take for ``+``."""
 
-    def __iadd__(self, other: object) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "data":  # fx would keep the new value beside the tensor
+            raise TypeError("assigns to Tensor.data")
+        super().__setattr__(name, value)
 
-    def __isub__(self, other: object) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
 
-    def __imul__(self, other: object) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+def _recorder(function: Callable[..., Any]) -> Callable[[_Proxy, object], fx.Proxy]:
+    return lambda proxy, other: proxy.tracer.create_proxy("call_function", function, (proxy, other), {})
 
-    def __itruediv__(self, other: object) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+for _function in AUGMENTED:
+    setattr(_Proxy, f"__{_function.__name__}__", _recorder(_function))
 
 
 class HashTracer(fx.Tracer):
@@ -113,7 +88,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
     _check_modules(model)
     graph = _traced(model)
     _drop_optional_inputs(graph)
-    _make_functional(graph, model)
+    _pass_input_by_position(graph, model)
+    make_functional(graph, model)
     for node in graph.nodes:
         node.meta["source"] = node.meta["origin"] = node.name
     graph.lint()
@@ -185,78 +161,21 @@ def _drop_optional_inputs(graph: fx.Graph) -> None:
     graph.set_codegen(fx.graph.CodeGen())
 
 
-def _make_functional(graph: fx.Graph, model: nn.Module) -> None:
-    """Rewrites in-place operators; what read the overwritten value afterwards reads the new one."""
-    nodes = list(graph.nodes)
-    order = {node: i for i, node in enumerate(nodes)}
-    storage: dict[fx.Node, fx.Node] = {}
-    for node in nodes:
-        source = next((a for a in node.args if isinstance(a, fx.Node)), None)
-        if source is not None and _aliases(node, model):
-            storage[node] = storage.get(source, source)
-    for node in nodes:
-        if not _overwrites(node, model):
+def _pass_input_by_position(graph: fx.Graph, model: nn.Module) -> None:
+    """Makes ``relu(input=x)`` into ``relu(x)``: the passes know one spelling."""
+    for node in graph.nodes:
+        if node.args or node.op not in ("call_function", "call_module"):
             continue
-        target = node.args[0]
-        if not isinstance(target, fx.Node) or _is_size(target):
-            continue
-        root = storage.get(target, target)
-        for other in nodes:
-            if other is not target and storage.get(other, other) is root and _used_after(other, node, order):
-                raise CompileError(
-                    f"{at(node.name, node.meta['path'], str(node.target))}: overwrites {target.name!r}, of which "
-                    f"{other.name!r} is a view that is read later; use the operator that is not in-place"
-                )
-        for user in list(target.users):
-            if order[user] > order[node]:
-                user.replace_input_with(target, node)
-    for node in nodes:
-        _drop_inplace(node, model)
+        called = model.get_submodule(str(node.target)).forward if node.op == "call_module" else node.target
+        first = _first_parameter(called)
+        if first in node.kwargs:
+            kwargs = dict(node.kwargs)
+            node.args = (kwargs.pop(first),)
+            node.kwargs = kwargs
 
 
-def _used_after(value: fx.Node, node: fx.Node, order: dict[fx.Node, int]) -> bool:
-    return order[value] < order[node] and any(order[user] > order[node] for user in value.users)
-
-
-def _aliases(node: fx.Node, model: nn.Module) -> bool:
-    if node.op == "call_method":
-        return node.target in ALIASING_METHODS
-    if node.op == "call_module":
-        return isinstance(model.get_submodule(str(node.target)), ALIASING_MODULES)
-    return node.op == "call_function" and node.target in ALIASING_FUNCTIONS
-
-
-def _overwrites(node: fx.Node, model: nn.Module) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
-    if node.op == "call_method":
-        return _is_inplace_method(str(node.target))
-    return node.op == "call_function" and (node.target in INPLACE_FUNCTIONS or bool(node.kwargs.get("inplace")))
-
-
-def _is_inplace_method(name: str) -> bool:
-    return name.endswith("_") and not name.endswith("__")
-
-
-def _is_size(node: fx.Node) -> bool:
-    """Whether a node computes with extents alone: Python integers, which nothing overwrites."""
-    if node.op == "call_method" and node.target in SIZE_METHODS:
-        return True
-    if node.op != "call_function":
-        return False
-    if node.target is getattr:
-        return node.args[1] in SIZE_ATTRIBUTES
-    return bool(node.all_input_nodes) and all(_is_size(source) for source in node.all_input_nodes)
-
-
-def _drop_inplace(node: fx.Node, model: nn.Module) -> None:
-    if node.op == "call_module":
-        module = model.get_submodule(str(node.target))
-        if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]
-    elif node.op == "call_method" and _is_inplace_method(str(node.target)):
-        node.target = str(node.target)[:-1]
-    elif node.op == "call_function":
-        node.target = INPLACE_FUNCTIONS.get(node.target, node.target)
-        if node.kwargs.get("inplace"):
-            node.kwargs = {**node.kwargs, "inplace": False}
+def _first_parameter(called: Callable[..., Any]) -> str:
+    try:
+        return next(iter(inspect.signature(called).parameters), "")
+    except ValueError:
+        return "input"  # torch's built-in functions tell no signature; this is their first parameter

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from compiler.graph import Value, array_of
+from compiler.layers import clip_bound
 from compiler.lowerings.context import Context
 from runtime.opset import FLOAT_MAX
 
@@ -19,9 +21,12 @@ def relu(ctx: Context, input: Value, inplace: bool = False) -> Value:
 
 def clip(ctx: Context, x: Value, least: float, greatest: float, label: str = "output") -> Value:
     """``min(max(x, least), greatest)``, or a Relu where that is the same."""
+    least, greatest = clip_bound(least), clip_bound(greatest)
+    if math.isnan(least) or math.isnan(greatest):
+        raise ctx.refuse(f"has bounds of {least} and {greatest}, expected numbers", "give numbers as bounds")
     if (least, greatest) == (0.0, FLOAT_MAX):
         return ctx.emit("Relu", [x], x.shape, label)
-    bounds = [ctx.constant("clip_min", float(least)), ctx.constant("clip_max", float(greatest))]
+    bounds = [ctx.constant("clip_min", least), ctx.constant("clip_max", greatest)]
     return ctx.emit("Clip", [x, *bounds], x.shape, label)
 
 

@@ -93,10 +93,11 @@ def functional_batch_norm(
         raise ctx.refuse("its statistics depend on the input", "make them buffers")
     mean, var, gamma, beta = (None if c is None else torch.from_numpy(c).double() for c in constants)
     assert mean is not None and var is not None
-    scale = 1 / torch.sqrt(var + eps)
-    scale = scale if gamma is None else scale * gamma
-    shift = -mean * scale
-    return _scale(ctx, input, scale, shift if beta is None else shift + beta)
+    norm = nn.BatchNorm2d(len(mean), eps)
+    norm.running_mean, norm.running_var = mean, var
+    norm.register_parameter("weight", None if gamma is None else nn.Parameter(gamma))
+    norm.register_parameter("bias", None if beta is None else nn.Parameter(beta))
+    return _scale(ctx, input, *batch_norm_scale(norm))
 
 
 def _scale(ctx: Context, x: Value, scale: torch.Tensor, shift: torch.Tensor) -> Value:

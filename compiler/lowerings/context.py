@@ -100,9 +100,4 @@ class Context:
         return extent
 
 
-def pair(value: int | Sequence[int]) -> tuple[int, int]:
-    """A size for both axes, or one for each."""
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
-
-
-__all__ = ["FLOAT", "Context", "pair"]
+__all__ = ["FLOAT", "Context"]

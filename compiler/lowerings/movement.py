@@ -82,7 +82,8 @@ def _spelled_out(items: tuple[Index, ...], rank: int) -> list[int | slice]:
     return found + [slice(None)] * (rank - len(found))
 
 
-def _slice(ctx: Context, x: Value, items: list[int | slice]) -> tuple[Value, Shape]:
+def _slice(ctx: Context, x: Value, items: list[int | slice], *, last: bool = True) -> tuple[Value, Shape]:
+    """Cuts a tensor; where this is the call's ``last`` step, the result may be its output."""
     cuts: list[tuple[int, int, int, int]] = []  # start, end, axis, step
     shape = list(x.shape)
     for axis, item in enumerate(items):
@@ -102,12 +103,12 @@ def _slice(ctx: Context, x: Value, items: list[int | slice]) -> tuple[Value, Sha
         return x, x.shape
     names = ("starts", "ends", "axes", "steps")
     bounds = [ctx.constant(name, list(values)) for name, values in zip(names, zip(*cuts, strict=True), strict=True)]
-    label = "output" if tuple(shape) == ctx.shape else "sliced"
+    label = "output" if last and tuple(shape) == ctx.shape else "sliced"
     return ctx.emit("Slice", [x, *bounds], tuple(shape), label), tuple(shape)
 
 
 def pad(ctx: Context, input: Value, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Value:
-    """Rims of a number, or of mirrored or repeated pixels; ``pad`` counts from the last axis."""
+    """Rims of a number, or of mirrored or repeated pixels; ``pad`` counts from the last axis, below 0 it cuts off."""
     if mode not in PAD_MODES or not all(isinstance(amount, int) for amount in pad):
         raise ctx.refuse(f"pads with mode {mode!r}", f"use one of {', '.join(PAD_MODES)}, with numbers as amounts")
     rank = len(input.shape)
@@ -116,6 +117,16 @@ def pad(ctx: Context, input: Value, pad: Sequence[int], mode: str = "constant", 
         begin[rank - 1 - i], end[rank - 1 - i] = pad[2 * i], pad[2 * i + 1]
     if begin[0] or end[0]:
         raise ctx.refuse("pads the batch", "pad the other axes only")
+    if min(pad, default=0) < 0:
+        if mode != "constant":
+            raise ctx.refuse(f"cuts off (pad {list(pad)}) with mode {mode!r}", "slice the tensor before padding it")
+        items: list[int | slice] = [
+            slice(-b if b < 0 else None, e if e < 0 else None) for b, e in zip(begin, end, strict=True)
+        ]
+        begin, end = [max(0, b) for b in begin], [max(0, e) for e in end]
+        input, _ = _slice(ctx, input, items, last=not any(begin + end))
+        if not any(begin + end):
+            return input
     inputs = [input, ctx.constant("pads", begin + end)]
     if mode == "constant":
         inputs.append(ctx.constant("pad_value", float(value or 0.0)))

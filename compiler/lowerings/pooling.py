@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from compiler.graph import Value
-from compiler.lowerings.context import Context, pair
+from compiler.layers import pair
+from compiler.lowerings.context import Context
 from runtime.opset import FLOAT_MAX
 
 Size = int | Sequence[int]

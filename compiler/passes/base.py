@@ -8,9 +8,9 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import fx, nn
 
+from compiler.errors import operator_name
 from compiler.layers import CompiledLayer
 from compiler.report import Refusal
-from compiler.shapes import operator_name
 
 
 class PassResult(NamedTuple):

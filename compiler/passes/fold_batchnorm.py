@@ -26,7 +26,7 @@ class FoldBatchnorm(Pass):
         1. After an exact layer: into weight and bias.
         2. After a hashed layer: into the outputs' scale, which has a sign (gamma may be negative or 0),
            and the bias; codes, norms and projections stay.  In integer arithmetic likewise, by
-           ``bitbybit.exact.fold_batch_norm``, which the parity check shares.
+           ``bitbybit.folding.fold_batch_norm``, which the parity check shares.
         3. Two batch norms in a row are both folded.
 
     Refuses:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from compiler.layers import NO_CLIP, CompiledLayer
+from compiler.layers import NO_CLIP, CompiledLayer, clip_bound
 from compiler.passes.base import (
     Pass,
     RefusalLog,
@@ -37,7 +38,7 @@ class FuseActivation(Pass):
 
     Refuses:
         An activation that does not follow a convolution or linear layer; a layer called from two places,
-        used elsewhere before the activation, or already clipped; bounds that are tensors.
+        used elsewhere before the activation, or already clipped; bounds that are tensors or NaN.
     """
 
     name = "fuse_activation"
@@ -77,7 +78,7 @@ def clip_bounds(node: fx.Node, graph_module: fx.GraphModule) -> tuple[float, flo
     """(least, greatest) that an activation lets through; None where they are no numbers."""
     module = module_of(node, graph_module)
     if isinstance(module, nn.Hardtanh):  # ReLU6 is one
-        return float(module.min_val), float(module.max_val)
+        return clip_bound(module.min_val), clip_bound(module.max_val)
     if isinstance(module, nn.ReLU) or node.target in RELU:
         return 0.0, FLOAT_MAX
     if node.target in RELU6:
@@ -88,8 +89,8 @@ def clip_bounds(node: fx.Node, graph_module: fx.GraphModule) -> tuple[float, flo
     if not all(bound is None or isinstance(bound, int | float) for bound in (least, greatest)):
         return None
     return (
-        -FLOAT_MAX if least is None else max(float(least), -FLOAT_MAX),
-        FLOAT_MAX if greatest is None else min(float(greatest), FLOAT_MAX),
+        -FLOAT_MAX if least is None else clip_bound(least),
+        FLOAT_MAX if greatest is None else clip_bound(greatest),
     )
 
 
@@ -100,6 +101,8 @@ def _why_not(
         return "no convolution or linear layer directly before it"
     if bounds is None:
         return "its bounds are not numbers"
+    if any(math.isnan(bound) for bound in bounds):
+        return "a bound is NaN"
     if bounds[0] > bounds[1]:
         return "its lower bound is above its upper bound"
     if layer.clip != NO_CLIP:

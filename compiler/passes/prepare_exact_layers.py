@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from compiler.layers import CompiledLayer, FusedConv2d, FusedLinear, Geometry
+from compiler.layers import CompiledLayer, FusedConv2d, FusedLinear, Geometry, pair
 from compiler.passes.base import Pass, RefusalLog, argument, attribute_of, module_of, sweep
 
 
@@ -77,18 +77,12 @@ def fuse_layer(module: nn.Conv2d | nn.Linear) -> CompiledLayer:
 def geometry_of(kernel: Any, stride: Any, padding: Any, dilation: Any) -> Geometry:
     """Geometry of a convolution as torch's arguments say it; each an int, a pair, or a padding's name."""
     kh, kw = (int(size) for size in kernel)
-    dilations = _pair(dilation)
+    dilations = pair(dilation)
     if padding == "same":
         # torch puts the odd pixel at the end
         rows, columns = dilations[0] * (kh - 1), dilations[1] * (kw - 1)
         pads = (rows // 2, columns // 2, rows - rows // 2, columns - columns // 2)
     else:
-        y, x = (0, 0) if padding == "valid" else _pair(padding)
+        y, x = (0, 0) if padding == "valid" else pair(padding)
         pads = (y, x, y, x)
-    return Geometry((kh, kw), _pair(stride), dilations, pads)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    return (int(value[0]), int(value[-1]))
+    return Geometry((kh, kw), pair(stride), dilations, pads)

@@ -1,8 +1,10 @@
-"""Every operator that compiles, in every spelling, against torch: onnxruntime and onnx's reference."""
+"""Every operator that compiles, in every spelling, in onnxruntime, this project's runtime and onnx's reference."""
 
 from __future__ import annotations
 
+import math
 import operator
+from collections import OrderedDict
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compiler import compile_model
+from runtime import InferenceSession, SessionOptions
 
 # Elementary functions (exp, tanh, erf) differ between libraries by some units in the last place.
 TOLERANCE = 3e-6
@@ -32,15 +35,17 @@ class Wrap(nn.Module):
 
 
 def check(model: nn.Module, shape: tuple[int, ...], *, reference: bool = True, batch: int = 3) -> onnx.ModelProto:
-    """Compiles and compares with torch, in two programs and for two batch sizes."""
+    """Compiles and compares with torch, in three programs; onnx's reference has one batch size, the others two."""
     torch.manual_seed(0)
     model.eval()
     proto = compile_model(model, shape).model_proto
+    session = InferenceSession(proto.SerializeToString(), SessionOptions(num_threads=1))
     for n in (1, batch):
         x = torch.randn(n, *shape) * 2
         with torch.no_grad():
             expected = model(x.clone()).numpy()
-        np.testing.assert_allclose(run_onnx(proto, x)["logits"], expected, rtol=TOLERANCE, atol=TOLERANCE)
+        for found in (run_onnx(proto, x)["logits"], session.run(None, {"input": x.numpy()})[0]):
+            np.testing.assert_allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
     if reference:
         found = onnx.reference.ReferenceEvaluator(proto).run(None, {"input": x.numpy()})[0]
         np.testing.assert_allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
@@ -50,12 +55,20 @@ def check(model: nn.Module, shape: tuple[int, ...], *, reference: bool = True, b
 ACTIVATIONS = {
     "relu": (nn.ReLU(), F.relu, torch.relu, lambda x: x.relu(), lambda x: x.clone().relu_(), F.relu_),
     "relu6": (nn.ReLU6(), F.relu6),
-    "hardtanh": (nn.Hardtanh(), nn.Hardtanh(-0.5, 2.0), F.hardtanh, lambda x: F.hardtanh(x, -2.0, 0.25)),
+    "hardtanh": (
+        nn.Hardtanh(),
+        nn.Hardtanh(-0.5, 2.0),
+        nn.Hardtanh(0, math.inf),
+        nn.Hardtanh(-math.inf, 1),
+        F.hardtanh,
+        lambda x: F.hardtanh(x, -2.0, 0.25),
+    ),
     "clamp": (
         lambda x: x.clamp(0, 1),
         lambda x: torch.clamp(x, min=-1),
         lambda x: x.clamp(max=0.5),
         lambda x: x.clip(-1, 1),
+        lambda x: x.clamp(-math.inf, 0.5),
     ),
     "leaky_relu": (nn.LeakyReLU(0.2), F.leaky_relu, nn.LeakyReLU(inplace=True)),
     "prelu": (nn.PReLU(), nn.PReLU(4)),
@@ -142,6 +155,10 @@ MOVEMENTS = {
     "pad": lambda x: F.pad(x, (1, 2, 0, 3)),
     "pad_channels": lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2), "constant", 0),
     "pad_value": lambda x: F.pad(x, (1, 1), value=2.5),
+    "pad_cuts_off": lambda x: F.pad(x, (-1, -2, -1, 0)),
+    "pad_cuts_off_and_adds": lambda x: F.pad(x, (-2, 1, 3, -1, -1, 0), value=1.5),
+    "pad_moves": lambda x: F.pad(x, (-1, 1)),
+    "zero_pad_cuts_off": nn.ZeroPad2d(-1),
     "pad_reflect": lambda x: F.pad(x, (1, 1, 2, 2), mode="reflect"),
     "zero_pad": nn.ZeroPad2d((1, 0, 2, 1)),
     "constant_pad": nn.ConstantPad2d(2, 0.5),
@@ -239,6 +256,23 @@ def test_functional_layers_with_computed_weights() -> None:
     torch.manual_seed(0)
     proto = check(Functional(), (4, 9, 8))
     assert proto.graph.node[0].op_type == "Conv"  # the weight was computed at compile time
+
+
+@pytest.mark.parametrize("name", ["logits", "input", "constant"])
+def test_a_parameter_may_have_any_name(name: str) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_parameter(name, nn.Parameter(torch.randn(3)))
+            self.register_module(f"{name}_layer", nn.Linear(3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * getattr(self, name) + getattr(self, f"{name}_layer")(x)
+
+    proto = check(Scaled(), (3,))
+    names = [*(value.name for value in proto.graph.initializer), *(o for n in proto.graph.node for o in n.output)]
+    assert len(names) == len(set(names)) and "input" not in names and names.count("logits") == 1
+    check(nn.Sequential(OrderedDict({"input": nn.Linear(3, 3), "logits": nn.Linear(3, 3)})), (3,))
 
 
 def test_single_linear_layer_is_a_network() -> None:

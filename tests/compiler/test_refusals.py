@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,12 @@ FUNCTIONS: list[tuple[Callable[[torch.Tensor], Any], str]] = [
     (lambda x: x[:, torch.tensor([0, 1])], r"\(getitem\): indexes with a tensor or a list"),
     (lambda x: x[:2], r"\(getitem\): works along axis 0, the batch"),
     (lambda x: F.pad(x, (1, 1, 1, 1), mode="circular"), r"pads with mode 'circular'"),
+    (
+        lambda x: F.pad(x, (-1, 1, 0, 0), mode="replicate"),
+        r"cuts off \(pad \[-1, 1, 0, 0\]\) with mode 'replicate'; slice",
+    ),
+    (lambda x: F.pad(x, (0, 0, 0, 0, 0, 0, 1, -1)), r"pads the batch"),
+    (lambda x: x.clamp(math.nan, 1), r"\(Tensor.clamp\): has bounds of nan and 1.0, expected numbers; give numbers"),
     (lambda x: x * x.size(0), r"\(mul\): one side depends on the batch size"),
     (lambda x: torch.div(x, 2, rounding_mode="floor"), r"\(div\): rounds \(floor\)"),
     (lambda x: x.softmax(0), r"works along axis 0, the batch"),

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compiled_networks import PIXEL, Block, OptionAResNet, hashed
-from torch import Tensor, fx, nn
+from compiled_networks import PIXEL, OptionAResNet, hashed
+from torch import Tensor, nn
 
-from compiler import CompileError
+from compiler import CompileError, compile_model
 from compiler.shapes import BATCH, BatchInteger, TensorValue, propagate_shapes
 from compiler.trace import trace
 
@@ -38,53 +38,6 @@ def test_nodes_know_their_path_source_and_origin() -> None:
     assert relus[1].meta["path"] == "layer1.0"
 
 
-def _mutate_then_read(x: Tensor) -> Tensor:
-    y = x * 2
-    z = y.clamp_(0, 1)
-    return y + z  # y was overwritten: this is 2 z
-
-
-def _augmented_then_read(x: Tensor) -> Tensor:
-    y = x * 2
-    kept = y
-    y += 1
-    return kept * y
-
-
-def _sizes_are_not_overwritten(x: Tensor) -> Tensor:
-    rows = x.size(1)
-    kept = rows
-    rows += 1
-    return x * kept + rows
-
-
-@pytest.mark.parametrize("function", [_mutate_then_read, _augmented_then_read, _sizes_are_not_overwritten])
-def test_inplace_operators_keep_their_meaning(function) -> None:  # type: ignore[no-untyped-def]
-    graph = trace(Forward(function))
-    x = torch.randn(3, 4)
-    assert torch.equal(graph(x.clone()), function(x.clone()))
-    names = [str(node.target) + getattr(node.target, "__name__", "") for node in graph.graph.nodes]
-    assert not any("clamp_" in name or "iadd" in name for name in names)
-
-
-def test_inplace_modules_become_functional() -> None:
-    graph = trace(Block())
-    values = fx.Interpreter(graph, garbage_collect_values=False)
-    values.run(torch.randn(1, 6, 4, 4))
-    by_name = {node.name: value for node, value in values.env.items()}
-    assert (by_name["bn1"] < 0).any() and not (by_name["relu"] < 0).any()
-
-
-def test_refuses_an_overwritten_view() -> None:
-    def function(x: Tensor) -> Tensor:
-        y = x * 2
-        y.view(-1).relu_()
-        return y
-
-    with pytest.raises(CompileError, match=r"node 'relu_'.*overwrites 'view', of which 'mul' is a view"):
-        trace(Forward(function))
-
-
 def test_optional_arguments_keep_their_defaults() -> None:
     class Optional(nn.Module):
         def forward(self, x: Tensor, scale: float = 2.0, mask: Tensor | None = None, flag: bool = True) -> Tensor:
@@ -95,6 +48,30 @@ def test_optional_arguments_keep_their_defaults() -> None:
     graph = trace(Optional())
     assert sum(node.op == "placeholder" for node in graph.graph.nodes) == 1
     assert torch.equal(graph(torch.ones(2)), torch.full((2,), 2.0))
+
+
+class Layers(nn.Module):
+    """Calls layers with their inputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.shortcut = nn.Conv2d(4, 5, 3), nn.Conv2d(4, 5, 3)
+        self.bn, self.relu, self.drop = nn.BatchNorm2d(5), nn.ReLU(inplace=True), nn.Dropout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A residual block and a pool."""
+        x = self.bn(input=self.conv(input=x)) + self.shortcut(input=x)
+        x = self.relu(input=self.drop(input=x))
+        return torch.flatten(input=torch.relu_(input=x), start_dim=1)
+
+
+def test_inputs_by_name_go_by_position() -> None:
+    model, x = Layers().eval(), torch.randn(3, 4, 6, 6)
+    graph = trace(model)
+    assert all(len(node.args) >= 1 for node in graph.graph.nodes if node.op.startswith("call_"))
+    assert torch.equal(graph(x), model(x))
+    layers = compile_model(model, (4, 6, 6)).report.layers
+    assert [layer.fused for layer in layers] == [(), ("bn", "add", "relu")]
 
 
 def _branch(x: Tensor) -> Tensor:
@@ -162,6 +139,28 @@ def test_shapes_refuse_a_batch_merged_with_another_axis() -> None:
 def test_shapes_refuse_an_input_that_does_not_fit() -> None:
     with pytest.raises(CompileError, match=r"node 'linear' in module 'linear' \(Linear\): fails on this input shape"):
         values_of(OptionAResNet(), (3, 64, 24))
+
+
+SQUEEZES = {
+    "every_axis": lambda x: x.mean((1, 2), keepdim=True).squeeze(),
+    "function": lambda x: torch.squeeze(x),
+    "in_place": lambda x: (x * 1).squeeze_(),
+    "batch": lambda x: x.squeeze(0),
+    "batch_from_the_end": lambda x: torch.squeeze(input=x, dim=(-1, -3)),
+}
+
+
+@pytest.mark.parametrize("name", SQUEEZES)
+def test_shapes_refuse_a_squeeze_that_takes_a_batch_of_one_away(name: str) -> None:
+    message = r"node 'squeeze_?' \((Tensor\.)?squeeze\): removes the batch axis where the batch is 1; name the axes"
+    with pytest.raises(CompileError, match=message):
+        values_of(Forward(SQUEEZES[name]), (2, 3))
+
+
+def test_shapes_let_a_squeeze_without_the_batch_pass() -> None:
+    scale = nn.Parameter(torch.randn(1, 2, 1))
+    values = values_of(Forward(lambda x: x.squeeze(2) * scale.squeeze() + x.squeeze((1, 2))), (2, 1))
+    assert values["squeeze"] == TensorValue((BATCH, 2), torch.float32)
 
 
 def test_shapes_do_not_run_hash_convolutions() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ from pass_tools import Call, run_pass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compiler import CompileError, compile_model
 from compiler.passes import FuseActivation
 from runtime.opset import FLOAT_MAX
 
@@ -28,6 +30,8 @@ FORWARDS: list[tuple[Callable[[nn.Module, Tensor], Tensor], tuple[float, float]]
     (lambda m, x: m.a(x).clamp(0, 2), (0.0, 2.0)),
     (lambda m, x: torch.clamp(m.a(x), max=0.25), (-FLOAT_MAX, 0.25)),
     (lambda m, x: m.a(x).clip(min=-1), (-1.0, FLOAT_MAX)),
+    (lambda m, x: m.a(x).clamp(-math.inf, math.inf), (-FLOAT_MAX, FLOAT_MAX)),
+    (lambda m, x: F.hardtanh(m.a(x), 0.0, math.inf), (0.0, FLOAT_MAX)),
 ]
 
 
@@ -80,6 +84,16 @@ def test_refuses_bounds_that_are_tensors() -> None:
     model = Call(lambda m, x: torch.clamp(m.a(x), m.low, m.low + 1), a=conv())
     model.register_buffer("low", torch.zeros(()))
     assert run_pass(model, (6, 4, 4), FuseActivation()).reasons == ["its bounds are not numbers"]
+
+
+def test_a_module_without_an_upper_bound_is_a_relu() -> None:
+    outcome = run_pass(nn.Sequential(conv(), nn.Hardtanh(0, math.inf)), (6, 4, 4), FuseActivation())
+    assert outcome.module("0").clip == (0.0, FLOAT_MAX)
+
+
+def test_refuses_bounds_that_are_nan() -> None:
+    with pytest.raises(CompileError, match=r"\(Tensor.clamp\): has bounds of 0.0 and nan, expected numbers"):
+        compile_model(Call(lambda m, x: m.a(x).clamp(0, math.nan), a=conv()), (6, 4, 4))
 
 
 def test_refuses_bounds_in_the_wrong_order() -> None:
