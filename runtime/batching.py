@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from runtime import opset
 from runtime.model import Array, Model, Node
 from runtime.shapes import Values
@@ -28,13 +30,21 @@ def batch_is_separable(model: Model, wanted: Sequence[str], one: Values, two: Va
     for node in model.nodes:
         if not any(name in led for name in node.inputs):
             continue
-        if not all(name in led or name in two.constants or not name for name in node.inputs):
-            continue  # reads a value that is neither led nor constant: its outputs are not led
+        # the shape that a Reshape takes may differ: what it gives is compared below
+        read = node.inputs[:1] if node.op_type == "Reshape" else node.inputs
+        if not all(name in led or not name or _is_same(one, two, name) for name in read):
+            continue  # reads a value that is neither led nor the same for every batch: its outputs are not led
         doubled = all(_leads(one, two, name) for name in node.outputs if name)
         keeps = True if node.domain == opset.DOMAIN else _keeps(node, led, two)
         if doubled and keeps:
             led.update(name for name in node.outputs if name)
     return all(name in led for name in wanted)
+
+
+def _is_same(one: Values, two: Values, name: str) -> bool:
+    """Whether a value is constant, and the same constant for both batches."""
+    small, large = one.constants.get(name), two.constants.get(name)
+    return small is not None and large is not None and (small is large or np.array_equal(small, large))
 
 
 def _leads(one: Values, two: Values, name: str) -> bool:
@@ -118,7 +128,7 @@ def _pad(node: Node, led: set[str], values: Values) -> bool:
 
 _RULES: Mapping[str, Callable[[Node, set[str], Values], bool]] = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "PRelu"), _elementwise),
-    **dict.fromkeys(("Relu", "Tanh", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Elu"), _always),
+    **dict.fromkeys(("Relu", "Tanh", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Elu", "Gelu"), _always),
     **dict.fromkeys(("Identity", "Cast", "Flatten", "Reshape"), _always),  # row-major: equal leading axes, equal rows
     **dict.fromkeys(("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"), _always),
     **dict.fromkeys(("Conv", "Clip"), _weights),

@@ -61,8 +61,17 @@ class PlanBuilder:
         """A weight, which validation has proved to be constant."""
         return self.model.initializers[name]
 
-    def once(self, key: str, make: Callable[[], T]) -> T:
-        """Rearranged weights, made by the first plan that needs them."""
+    def once(self, key: str, make: Callable[[], T], names: Sequence[str] = ()) -> T:
+        """Rearranged weights, made by the first plan that needs them.
+
+        Args:
+            key: what all plans of the network call them.
+            make: rearranges them.
+            names: the values that they come from, where these may be other than initializers; a plan has
+                weights of its own where one of them depends on the input's shape.
+        """
+        if not all(name in self.values.fixed for name in names):
+            return make()
         if key not in self._packed:
             self._packed[key] = make()
         found: T = self._packed[key]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ArtifactError(Exception):
     """A file that is no valid artifact, or a request that it cannot answer.
@@ -16,3 +19,30 @@ class ArtifactVersionError(ArtifactError):
 
 class InputError(ArtifactError):
     """A fed array that the network does not accept: name, dtype, shape, NaN or infinity."""
+
+
+@contextmanager
+def naming_node(name: str, op_type: str) -> Iterator[None]:
+    """Makes whatever planning a node raises a ``node_error``.
+
+    Raises:
+        ArtifactError: the body raised something, which is the cause.
+    """
+    try:
+        yield
+    except ArtifactError:
+        raise
+    except Exception as e:
+        raise node_error(name, op_type, e) from e
+
+
+def node_error(name: str, op_type: str, error: Exception) -> ArtifactError:
+    """Names the node in whose code something was raised that no rule foresaw.
+
+    An operator's own code meets values and attributes that a file is free to hold.
+    """
+    found = " ".join(str(error).split())[:120]
+    return ArtifactError(
+        f"node {name!r} ({op_type}): expected attributes and inputs that it can compute, "
+        f"got {type(error).__name__}: {found}; replace it before compiling"
+    )

@@ -20,7 +20,7 @@ import numpy as np
 
 from runtime.batching import batch_is_separable
 from runtime.builder import Work
-from runtime.errors import ArtifactError
+from runtime.errors import ArtifactError, node_error
 from runtime.kernels.native import call_all, call_all_timed
 from runtime.model import Array, Model
 from runtime.plan import BoundPlan, Plan, Stage, bind_plan, build_plan
@@ -184,10 +184,18 @@ class Executor:
     def _work(self, bound: BoundPlan, shared: bool = True) -> None:
         """Runs every step; ``shared`` lets threads share one step's positions."""
         edges: list[tuple[int, int]] = []  # begin and end of each step, in ns, where they are wanted
+        done = 0  # steps
         for stage in bound.stages:
+            step = bound.plan.steps[done]
+            done += len(stage.works)
             if stage.native is None:
                 begin = time.perf_counter_ns()
-                self._call(stage.works[0], stage.threads if shared else 1)
+                try:
+                    self._call(stage.works[0], stage.threads if shared else 1)
+                except ArtifactError:
+                    raise
+                except Exception as e:
+                    raise node_error(step.name, step.op_type, e) from e
                 edges.append((begin, time.perf_counter_ns()))
             elif stage.team is None or not shared:
                 edges += _call_native(stage, stage.native, self._profiler is not None)

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import RuntimeImplementationError
+from onnx.reference.op_run import RuntimeContextError, RuntimeImplementationError
 from onnx.reference.ops import load_op
 
 from runtime import opset
@@ -20,8 +20,8 @@ from runtime.model import Array, Node
 def reference_has(op_type: str) -> bool:
     """Whether ONNX's reference implementation can execute a standard operator."""
     try:
-        load_op("", op_type, opset.ONNX_OPSET)
-    except (NotImplementedError, RuntimeImplementationError, ValueError):
+        load_op("", op_type, opset.ONNX_OPSET, evaluator_cls=ReferenceEvaluator)
+    except (NotImplementedError, RuntimeImplementationError, RuntimeContextError, ValueError):
         return False
     return True
 
@@ -49,21 +49,21 @@ def reference_function(node: Node) -> Callable[[Sequence[Array | None]], list[Ar
     imports = [helper.make_opsetid("", opset.ONNX_OPSET)]
     try:
         evaluator = ReferenceEvaluator(helper.make_model(graph, opset_imports=imports, ir_version=opset.IR_VERSION))
-    except (NotImplementedError, RuntimeImplementationError, ValueError, TypeError, AttributeError) as e:
-        raise _cannot(node) from e
+    except Exception as e:  # the reference raises whatever its operator happens to
+        raise _cannot(node, e) from e
 
     def run(inputs: Sequence[Array | None]) -> list[Array]:
         feed = {name: array for name, array in zip(node.inputs, inputs, strict=True) if name}
         try:
             return [np.asarray(array) for array in evaluator.run(outputs, feed)]
-        except (NotImplementedError, RuntimeImplementationError, ValueError, TypeError, IndexError) as e:
-            raise _cannot(node) from e
+        except Exception as e:
+            raise _cannot(node, e) from e
 
     return run
 
 
-def _cannot(node: Node) -> ArtifactError:
+def _cannot(node: Node, error: Exception) -> ArtifactError:
     return ArtifactError(
         f"node {node.name!r}: expected attributes and inputs that ONNX's reference executes, got {node.op_type} "
-        "refused; replace it before compiling"
+        f"refused ({type(error).__name__}); replace it before compiling"
     )

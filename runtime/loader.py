@@ -83,9 +83,8 @@ def _load(data: bytes) -> Model:
         else:
             _check_standard(node)
     narrow = frozenset(tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.INT4)
-    return Model(
-        inputs=inputs, outputs=outputs, nodes=nodes, initializers=initializers, metadata=metadata, narrow=narrow
-    )
+    unshaped = frozenset(value.name for value in graph.output if not value.type.tensor_type.HasField("shape"))
+    return Model(inputs, outputs, nodes, initializers, metadata, narrow, unshaped)
 
 
 def _parse(data: bytes) -> ModelProto:
@@ -206,6 +205,8 @@ def _initializers(graph: GraphProto, version: int) -> dict[str, Array]:
 def _array(tensor: TensorProto, subject: str) -> Array:
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
         raise ArtifactError(f"{subject}: expected data in the file, got external data; save it in one file")
+    if any(extent < 0 for extent in tensor.dims):
+        raise ArtifactError(f"{subject}: expected extents of at least 0, got {list(tensor.dims)}; compile again")
     try:
         if tensor.data_type == TensorProto.INT4:
             array = unpack_nibbles(tensor.raw_data, math.prod(tensor.dims))

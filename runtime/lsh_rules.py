@@ -95,6 +95,8 @@ def _check_pair(
 ) -> None:
     """Where an encode node feeds the node, its arithmetic, code length and tiles must be the node's."""
     encode = makers.get(node.inputs[0])
+    while encode is not None and encode.op_type == "Identity" and encode.domain == "" and encode.inputs:
+        encode = makers.get(encode.inputs[0])
     if encode is None or encode.op_type not in opset.ENCODE_OPERATORS or encode.domain != opset.DOMAIN:
         return
     if encode.op_type != operator:

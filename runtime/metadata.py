@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -141,7 +142,10 @@ def _object(props: Mapping[str, str], key: str) -> dict[str, Any]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether a value is a number that a finite float can hold."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max  # false for NaN too
 
 
 def _normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -153,7 +157,7 @@ def _normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     for name in ("mean", "std"):
         numbers = value.get(name)
         if not isinstance(numbers, list) or not all(_is_number(number) for number in numbers):
-            raise _malformed(key, f"a list of numbers under {name!r}", numbers)
+            raise _malformed(key, f"a list of finite numbers under {name!r}", numbers)
         parts.append(tuple(float(number) for number in numbers))
     if len(parts[0]) != len(parts[1]):
         raise _malformed(key, "mean and std of equal length", value)

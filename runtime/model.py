@@ -68,6 +68,7 @@ class Model:
         initializers: name to array; read-only.
         metadata: what ``metadata_props`` says.
         narrow: names of initializers that the file holds in 4 bits and ``initializers`` as int8.
+        unshaped: names of the outputs whose shape the file does not give.
     """
 
     inputs: tuple[NodeArg, ...]
@@ -76,6 +77,7 @@ class Model:
     initializers: Mapping[str, Array]
     metadata: Metadata
     narrow: frozenset[str] = frozenset()
+    unshaped: frozenset[str] = frozenset()
 
     def stored_bytes(self, name: str) -> int:
         """Bytes that an initializer takes in the file."""

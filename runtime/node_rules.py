@@ -11,6 +11,8 @@ from runtime.bitpack import code_bytes, tail_is_clear
 from runtime.errors import ArtifactError
 from runtime.model import Array, Node
 
+# a wider pad is a corrupt attribute, and its image of pad pixels would fill the memory
+PAD_LIMIT = 1024
 # every integer attribute fits int32, so index arithmetic in int64 cannot overflow
 _LIMIT = 2**31 - 1
 
@@ -88,11 +90,13 @@ def initializer(node: Node, initializers: Mapping[str, Array], index: int, name:
 
 
 def check_window(node: Node, projection: Array, centre: Array, channels: Mapping[str, int]) -> None:
-    """Refuses a projection that does not fit the window, or a centre that does not fit the image.
+    """Refuses a projection that does not fit the window, a centre that does not fit the image, or too wide pads.
 
     Raises:
-        ArtifactError: one does not.
+        ArtifactError: there is one.
     """
+    if max(node.attributes["pads"]) > PAD_LIMIT:
+        raise malformed(node, f"pads of at most {PAD_LIMIT}", node.attributes["pads"])
     kh, kw = node.attributes["kernel_shape"]
     features = centre.shape[0] * kh * kw
     if projection.shape[1] != features:

@@ -13,13 +13,14 @@ from runtime import opset
 from runtime.arena import ALIGNMENT, Lifetime, Placement, place
 from runtime.builder import Operand, PlanBuilder, Step, Work, whole
 from runtime.conversions import SLACK
+from runtime.errors import ArtifactError, naming_node
 from runtime.fallback import reference_function
 from runtime.kernels.native import NativeCall
 from runtime.kernels.team import MOST_PARTS
 from runtime.layout import Layout
 from runtime.model import Array, Model, Node, ValueSpec
 from runtime.operators import LSH_OPERATORS, NATIVE_OPERATORS
-from runtime.shapes import Values, analyse
+from runtime.shapes import Values, analyse, check_outputs
 from runtime.team import TeamSteps
 
 _SPLIT_NS = 60_000.0  # least share of a step that Python calls: a hand-over costs about 20 us
@@ -115,14 +116,16 @@ def build_plan(
         The plan.
 
     Raises:
-        ArtifactError: a node does not fit its inputs.
+        ArtifactError: a node does not fit its inputs, or an output is not what the file declares.
     """
     values = analyse(model, input_shapes)
+    check_outputs(model, values)
     builder = PlanBuilder(model, values, wanted, slots, {} if packed is None else packed)
     inputs = {arg.name: builder.write(arg.name, Layout.PLAIN) for arg in model.inputs}
     for node in _needed(model, values, wanted):
         if id(node) not in builder.fused:
-            _emit(node, builder)
+            with naming_node(node.name, node.op_type):
+                _emit(node, builder)
     outputs = {name: builder.read(name, Layout.PLAIN) for name in wanted}
     steps = tuple(builder.steps)
     lifetimes = _lifetimes(builder.buffers, steps, list(inputs.values()), list(outputs.values()))
@@ -140,8 +143,17 @@ def build_plan(
 
 
 def bind_plan(plan: Plan) -> BoundPlan:
-    """Allocates an arena and binds every step to its arrays."""
-    raw = np.zeros(plan.placement.size + ALIGNMENT + SLACK, np.uint8)
+    """Allocates an arena and binds every step to its arrays.
+
+    Raises:
+        ArtifactError: there is not enough memory.
+    """
+    try:
+        raw = np.zeros(plan.placement.size + ALIGNMENT + SLACK, np.uint8)
+    except (MemoryError, ValueError) as e:  # ValueError: more than an array can hold
+        raise ArtifactError(
+            f"network: expected {plan.placement.size} bytes of memory, got fewer; run fewer images at once"
+        ) from e
     start = -raw.ctypes.data % ALIGNMENT
     arrays = []
     for spec, offset in zip(plan.buffers, plan.placement.offsets, strict=True):
@@ -153,10 +165,11 @@ def bind_plan(plan: Plan) -> BoundPlan:
         # An operand may give a buffer other extents than its maker does.
         return arrays[operand.index].reshape(operand.spec.shape) if operand.array is None else operand.array
 
-    works = tuple(
-        step.bind([array(operand) for operand in step.inputs], [array(operand) for operand in step.outputs])
-        for step in plan.steps
-    )
+    def bind(step: Step) -> Work:
+        with naming_node(step.name, step.op_type):
+            return step.bind([array(operand) for operand in step.inputs], [array(operand) for operand in step.outputs])
+
+    works = tuple(bind(step) for step in plan.steps)
     return BoundPlan(
         plan,
         {name: array(operand) for name, operand in plan.inputs.items()},

@@ -7,6 +7,7 @@ of docs/operators.md. A node whose inputs are all constant is evaluated here, so
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,15 +18,18 @@ from onnx import helper, numpy_helper, shape_inference
 
 from runtime import opset
 from runtime.bitpack import code_bytes
-from runtime.errors import ArtifactError, InputError
+from runtime.errors import ArtifactError, InputError, naming_node
 from runtime.fallback import reference_function
 from runtime.model import Array, Model, Node, ValueSpec
+from runtime.operand_rules import check_operands
 from runtime.reference import output_extent
 
 # Larger constants cannot decide a shape and are not worth serialising for the inference.
 _SHAPE_INPUT_LIMIT = 4096
 # One value above this many elements is a corrupt attribute, not a network for images.
 _ELEMENT_LIMIT = 2**40
+# A constant is computed at load and kept.
+_CONSTANT_LIMIT = 2**27
 # What ONNX's inference raises for a node that breaks its operator's schema.
 _REFUSALS = (
     shape_inference.InferenceError,
@@ -44,10 +48,12 @@ class Values:
     Attributes:
         specs: value name to shape and dtype.
         constants: value name to array, where it does not depend on the input's data.
+        fixed: the constants that do not depend on the input's shape either.
     """
 
     specs: Mapping[str, ValueSpec]
     constants: Mapping[str, Array]
+    fixed: frozenset[str]
 
 
 def analyse(model: Model, input_shapes: Mapping[str, tuple[int, ...]]) -> Values:
@@ -65,20 +71,34 @@ def analyse(model: Model, input_shapes: Mapping[str, tuple[int, ...]]) -> Values
     """
     specs = {name: ValueSpec(array.shape, array.dtype) for name, array in model.initializers.items()}
     constants = dict(model.initializers)
+    fixed = set(model.initializers)
     for arg in model.inputs:
         specs[arg.name] = ValueSpec(tuple(input_shapes[arg.name]), np.dtype(np.float32))
     for node in model.nodes:
         if node.domain == opset.DOMAIN:
             _infer_lsh(node, specs)
             continue
-        folded = _fold(node, specs, constants)
-        if folded is None:
-            _infer_standard(node, specs, constants)
-            continue
-        for name, array in zip((name for name in node.outputs if name), folded, strict=True):
-            constants[name] = array
-            specs[name] = ValueSpec(array.shape, array.dtype)
-    return Values(specs, constants)
+        with naming_node(node.name, node.op_type):
+            _infer_or_fold(node, specs, constants)
+        if any(name in constants for name in node.outputs) and all(name in fixed or not name for name in node.inputs):
+            fixed.update(node.outputs)
+    return Values(specs, constants, frozenset(fixed))
+
+
+def check_outputs(model: Model, values: Values) -> None:
+    """Compares what the network computes with its declared outputs; symbolic extents take any value.
+
+    Raises:
+        ArtifactError: a type, a rank or a fixed extent differs.
+    """
+    for arg in model.outputs:
+        spec = values.specs[arg.name]
+        if spec.dtype != np.float32 or not (arg.name in model.unshaped or _fits(arg.shape, spec.shape)):
+            declared = "" if arg.name in model.unshaped else _shown(arg.shape)
+            raise ArtifactError(
+                f"graph output {arg.name!r}: expected float32{declared} as the file declares, "
+                f"got {spec.dtype}{list(spec.shape)}; compile again"
+            )
 
 
 def check_input_shape(name: str, declared: tuple[int | str | None, ...], shape: tuple[int, ...]) -> None:
@@ -87,12 +107,18 @@ def check_input_shape(name: str, declared: tuple[int | str | None, ...], shape: 
     Raises:
         InputError: the ranks or a fixed extent differ.
     """
-    fits = len(declared) == len(shape) and all(
+    if not _fits(declared, shape):
+        raise InputError(f"input {name!r}: expected shape {_shown(declared)}, got {list(shape)}; reshape it")
+
+
+def _fits(declared: tuple[int | str | None, ...], shape: tuple[int, ...]) -> bool:
+    return len(declared) == len(shape) and all(
         not isinstance(want, int) or want == got for want, got in zip(declared, shape, strict=True)
     )
-    if not fits:
-        wanted = "[" + ", ".join(str(extent) if extent is not None else "?" for extent in declared) + "]"
-        raise InputError(f"input {name!r}: expected shape {wanted}, got {list(shape)}; reshape it")
+
+
+def _shown(declared: tuple[int | str | None, ...]) -> str:
+    return "[" + ", ".join(str(extent) if extent is not None else "?" for extent in declared) + "]"
 
 
 def _misfit(node: Node, expected: str, got: object) -> ArtifactError:
@@ -163,17 +189,47 @@ def _spec(node: Node, shape: tuple[int, ...], dtype: type | np.dtype[Any]) -> Va
     return ValueSpec(shape, np.dtype(dtype))
 
 
-def _fold(node: Node, specs: Mapping[str, ValueSpec], constants: Mapping[str, Array]) -> list[Array] | None:
-    """Outputs of a node that no input data reaches, or ``None``."""
+def _infer_or_fold(node: Node, specs: dict[str, ValueSpec], constants: dict[str, Array]) -> None:
+    """Finds the outputs' specs, and their arrays where no input data reaches the node."""
+    found = _infer_types(node, specs, constants)
+    check_operands(node, specs, constants)
+    folds = node.op_type == "Shape" or not (
+        node.op_type.startswith("Random") or any(name and name not in constants for name in node.inputs)
+    )
+    names = [name for name in node.outputs if name]
+    if not folds:
+        for name in names:
+            spec = _from_type(node, name, found.get(name))
+            rounds_up = node.op_type in ("MaxPool", "AveragePool") and node.attributes.get("ceil_mode", 0)
+            specs[name] = _drop_windows_on_pads(node, specs[node.inputs[0]], spec) if rounds_up else spec
+        return
+    for name in names:
+        _check_constant_size(node, found.get(name))
+    for name, array in zip(names, _fold(node, specs, constants), strict=True):
+        constants[name] = array
+        specs[name] = ValueSpec(array.shape, array.dtype)
+
+
+def _check_constant_size(node: Node, value: onnx.TypeProto | None) -> None:
+    """Refuses a constant that would not fit in memory, before it is computed."""
+    dims = [] if value is None else value.tensor_type.shape.dim
+    shape = [dim.dim_value for dim in dims if dim.HasField("dim_value")]
+    if math.prod(shape) > _CONSTANT_LIMIT or any(extent < 0 for extent in shape):
+        raise _misfit(node, f"a constant of at most {_CONSTANT_LIMIT} elements", shape)
+
+
+def _fold(node: Node, specs: Mapping[str, ValueSpec], constants: Mapping[str, Array]) -> list[Array]:
+    """Outputs of a node that no input data reaches."""
     if node.op_type == "Shape":
         extents = np.array(specs[node.inputs[0]].shape, np.int64)
         return [extents[node.attributes.get("start", 0) : node.attributes.get("end", None)]]
-    if node.op_type.startswith("Random") or any(name and name not in constants for name in node.inputs):
-        return None
     return reference_function(node)([constants.get(name) for name in node.inputs])
 
 
-def _infer_standard(node: Node, specs: dict[str, ValueSpec], constants: Mapping[str, Array]) -> None:
+def _infer_types(
+    node: Node, specs: Mapping[str, ValueSpec], constants: Mapping[str, Array]
+) -> Mapping[str, onnx.TypeProto]:
+    """What ONNX says of the outputs; refuses a node that breaks its operator's schema."""
     types, data = {}, {}
     for name in node.inputs:
         if not name:
@@ -184,7 +240,7 @@ def _infer_standard(node: Node, specs: dict[str, ValueSpec], constants: Mapping[
         if name in constants and constants[name].size <= _SHAPE_INPUT_LIMIT:
             data[name] = numpy_helper.from_array(np.asarray(constants[name]), name)
     try:
-        found = shape_inference.infer_node_outputs(
+        found: Mapping[str, onnx.TypeProto] = shape_inference.infer_node_outputs(
             onnx.defs.get_schema(node.op_type, opset.ONNX_OPSET, ""),
             node.proto,
             types,
@@ -195,11 +251,7 @@ def _infer_standard(node: Node, specs: dict[str, ValueSpec], constants: Mapping[
     except _REFUSALS as e:
         shapes = ", ".join(str(list(specs[name].shape)) for name in node.inputs if name)
         raise _misfit(node, "inputs that fit the operator", shapes or "none") from e
-    for name in node.outputs:
-        if name:
-            spec = _from_type(node, name, found.get(name))
-            rounds_up = node.op_type in ("MaxPool", "AveragePool") and node.attributes.get("ceil_mode", 0)
-            specs[name] = _drop_windows_on_pads(node, specs[node.inputs[0]], spec) if rounds_up else spec
+    return found
 
 
 def _drop_windows_on_pads(node: Node, source: ValueSpec, spec: ValueSpec) -> ValueSpec:

@@ -26,6 +26,7 @@ NATIVE_OPERATORS: dict[str, Callable[[Node, PlanBuilder], bool]] = {
     "Elu": elementwise.unary(elementwise.elu),
     "Flatten": movement.emit_reshape,
     "Gather": movement.emit_gather,
+    "Gelu": elementwise.emit_gelu,
     "Gemm": linear.emit_gemm,
     "GlobalAveragePool": reduction.emit_global_average_pool,
     "GlobalMaxPool": reduction.emit_global_max_pool,

@@ -139,7 +139,8 @@ def _add_conv(
     groups: int,
     layout: Layout,
 ) -> None:
-    weights, biases = builder.once(node.outputs[0], lambda: pack_filters(filters, bias, groups))
+    constants = [name for name in node.inputs[1:] if name]
+    weights, biases = builder.once(node.outputs[0], lambda: pack_filters(filters, bias, groups), constants)
     inputs = [x] + ([builder.read(epilogue.residual, layout)] if epilogue.residual else [])
     out = builder.write(epilogue.output, layout)
     features = filters[0].size

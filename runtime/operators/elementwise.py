@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from runtime.builder import Operand, PlanBuilder, Work, whole
+from runtime.kernels.gelu import gelu
 from runtime.layout import Layout
 from runtime.model import Array, Node, ValueSpec
 
 Function = Callable[[Sequence[Array], Array], Any]
 _FLOAT = np.dtype(np.float32)
+_NS_PER_GELU = 10.0  # rough speed on one core, as in ``runtime.operators.lsh``
 
 
 def add_elementwise(node: Node, builder: PlanBuilder, names: Sequence[str], function: Function) -> None:
@@ -187,3 +190,37 @@ def elu(node: Node) -> Function:
         np.add(out, np.maximum(inputs[0], np.float32(0)), out=out)
 
     return function
+
+
+def emit_gelu(node: Node, builder: PlanBuilder) -> bool:
+    """``Gelu``: ``x (1 + erf(x / sqrt 2)) / 2``, or its approximation by tanh."""
+    if not _is_float(node, builder):
+        return False
+    if node.attributes.get("approximate", b"none") in (b"tanh", "tanh"):
+        add_elementwise(node, builder, node.inputs[:1], _gelu_tanh)
+        return True
+    layout = _layout(node, builder, node.inputs[:1])
+    source = _operand(builder, node.inputs[0], layout)
+    out = builder.write(node.outputs[0], layout)
+
+    def bind(arrays: Sequence[Array], outputs: Sequence[Array]) -> Work:
+        x, y = arrays[0].reshape(-1), outputs[0].reshape(-1)
+        return Work(lambda begin, end, slot: gelu(x, y, begin, end), y.size, _NS_PER_GELU)
+
+    builder.add(node, [source], [out], bind)
+    return True
+
+
+def _gelu_tanh(inputs: Sequence[Array], out: Array) -> None:
+    """``x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2``."""
+    x = inputs[0]
+    with np.errstate(over="ignore"):  # tanh of an infinity is 1
+        np.multiply(x, x, out=out)
+        np.multiply(out, np.float32(0.044715), out=out)
+        np.add(out, np.float32(1), out=out)
+        np.multiply(out, x, out=out)
+    np.multiply(out, np.float32(math.sqrt(2 / math.pi)), out=out)
+    np.tanh(out, out=out)
+    np.add(out, np.float32(1), out=out)
+    np.multiply(out, np.float32(0.5), out=out)
+    np.multiply(out, x, out=out)

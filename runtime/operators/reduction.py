@@ -60,8 +60,9 @@ def _add_spatial_mean(node: Node, builder: PlanBuilder) -> bool:
 
 
 def emit_global_average_pool(node: Node, builder: PlanBuilder) -> bool:
-    """``GlobalAveragePool`` of images."""
-    if len(builder.spec(node.inputs[0]).shape) != 4:
+    """``GlobalAveragePool`` of float32 images."""
+    spec = builder.spec(node.inputs[0])
+    if len(spec.shape) != 4 or spec.dtype != np.float32:
         return False
     return _add_spatial_mean(node, builder)
 

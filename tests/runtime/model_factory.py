@@ -82,13 +82,24 @@ def make_artifact(
     props: Mapping[str, str] | None = None,
     *,
     planes: bool = False,
+    output_shape: Sequence[int | str] | None = None,
 ) -> ModelProto:
-    """An artifact of given nodes with input ``input`` of float32; ``planes``: weights' codes may have several."""
+    """An artifact of given nodes with input ``input`` of float32.
+
+    Args:
+        nodes: in order.
+        initializers: by name.
+        input_shape: of ``input``.
+        outputs: names.
+        props: metadata; valid ones where omitted.
+        planes: whether weights' codes may have several.
+        output_shape: what the file says of every output's shape; nothing where omitted.
+    """
     graph = helper.make_graph(
         list(nodes),
         "net",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, list(input_shape))],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "classes"]) for name in outputs],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, output_shape) for name in outputs],
         [numpy_helper.from_array(np.asarray(array), name) for name, array in initializers.items()],
     )
     operators = [node.op_type for node in nodes if node.domain == opset.DOMAIN]
@@ -208,7 +219,8 @@ def tiny_artifact(seed: int = 0, props: Mapping[str, str] | None = None, **shape
         helper.make_node("GlobalAveragePool", ["conv1/output"], ["pooled"], name="pool"),
         helper.make_node("Flatten", ["pooled"], ["logits"], name="flatten"),
     ]
-    return make_artifact(nodes, layer.initializers("conv1"), ["n", layer_shape.channels, 6, 5], props=props)
+    shape = ["n", layer_shape.channels, 6, 5]
+    return make_artifact(nodes, layer.initializers("conv1"), shape, props=props, output_shape=["n", "classes"])
 
 
 def save_bytes(model: ModelProto) -> bytes:

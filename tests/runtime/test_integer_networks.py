@@ -165,7 +165,7 @@ def plan_of(layers: Sequence[IntegerLayer], nodes: Sequence[NodeProto], wanted: 
     arrays: dict[str, np.ndarray] = {}
     for index, layer in enumerate(layers):
         arrays |= layer.initializers(str(index))
-    model = make_artifact(nodes, arrays, ["n", *IMAGE], wanted)
+    model = make_artifact(nodes, arrays, ["n", *IMAGE], [f"{len(layers) - 1}/output"])
     return build_plan(load_model(model.SerializeToString()), {"input": (2, *IMAGE)}, wanted)
 
 

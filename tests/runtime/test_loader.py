@@ -81,6 +81,9 @@ def test_refuses_a_missing_metadata_key(key: str) -> None:
         ("normalization", "{}"),
         ("normalization", '{"mean": [0], "std": [1, 2]}'),
         ("normalization", '{"mean": ["a"], "std": [1]}'),
+        ("normalization", '{"mean": [NaN], "std": [1]}'),
+        ("normalization", '{"mean": [0], "std": [Infinity]}'),
+        ("normalization", '{"mean": [1' + "0" * 400 + '], "std": [1]}'),
         ("classes", '"cat"'),
         ("classes", "[1]"),
         ("compile_options", "1"),
@@ -111,6 +114,12 @@ def test_refuses_data_that_do_not_fit_their_shape() -> None:
     model = tiny_artifact()
     model.graph.initializer[0].dims[0] += 1
     assert "does not fit its shape" in refusal(model)
+
+
+def test_refuses_a_negative_extent() -> None:
+    model = tiny_artifact()
+    model.graph.initializer[0].dims[0] = -1
+    assert "expected extents of at least 0" in refusal(model)
 
 
 def test_refuses_an_input_of_another_type() -> None:
@@ -192,6 +201,7 @@ def test_refuses_a_missing_or_mistyped_attribute(op_type: str, name: str) -> Non
         (opset.LSH_ENCODE, "strides", [1]),
         (opset.LSH_ENCODE, "dilations", [1, -1]),
         (opset.LSH_ENCODE, "pads", [0, 0, -1, 0]),
+        (opset.LSH_ENCODE, "pads", [0, 0, 10_000, 0]),
         (opset.LSH_ENCODE, "tile_size", 0),
         (opset.LSH_ENCODE, "tile_size", 2**40),
         (opset.LSH_CONV, "hash_length", 0),
@@ -253,6 +263,16 @@ def test_refuses_channels_that_differ_from_the_image() -> None:
     assert "expected centre of 3 channels, got 2" in refusal(model)
 
 
+@pytest.mark.parametrize("hops", [1, 2])
+def test_refuses_codes_of_another_length_behind_an_identity(hops: int) -> None:
+    model = replace_initializer(tiny_artifact(), "conv1/projection", lambda a: a[:-1])
+    names = ["conv1/codes", *(f"hop{i}" for i in range(hops))]
+    for i in range(hops):
+        model.graph.node.insert(1 + i, helper.make_node("Identity", [names[i]], [names[i + 1]]))
+    node_of(model, opset.LSH_CONV).input[0] = names[-1]
+    assert "expected hash_length 9 as 'conv1/encode' makes, got 10" in refusal(model)
+
+
 def test_refuses_a_set_tail_bit() -> None:
     model = replace_initializer(tiny_artifact(), "conv1/weight_codes", lambda a: a | 0x80)
     assert "clear tail bits" in refusal(model)
@@ -282,6 +302,29 @@ def test_refuses_shapes_that_do_not_fit_when_the_session_is_made() -> None:
     model.graph.node.append(helper.make_node("MatMul", ["logits", "conv1/table"], ["product"]))
     model.graph.output[0].name = "product"
     with pytest.raises(ArtifactError, match="expected inputs that fit the operator"):
+        InferenceSession(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        (["n", 77], r"expected float32\[n, 77\] as the file declares, got float32\[1, 5\]"),
+        (["n", 5, 1], r"expected float32\[n, 5, 1\]"),
+        ([], r"expected float32\[\]"),
+    ],
+)
+def test_refuses_an_output_of_another_shape_than_declared(declared: list[int | str], message: str) -> None:
+    model = tiny_artifact()
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("logits", TensorProto.FLOAT, declared))
+    with pytest.raises(ArtifactError, match=message):
+        InferenceSession(model.SerializeToString())
+
+
+@pytest.mark.parametrize("shape", [["n", 3], None])
+def test_refuses_an_output_that_is_not_of_the_declared_type(shape: list[int | str] | None) -> None:
+    nodes = [helper.make_node("Cast", ["input"], ["logits"], to=TensorProto.UINT8)]
+    model = make_artifact(nodes, {}, ["n", 3], output_shape=shape)
+    with pytest.raises(ArtifactError, match=r"graph output 'logits': expected float32.*, got uint8\[1, 3\]"):
         InferenceSession(model.SerializeToString())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from runtime import InferenceSession, SessionOptions
+from runtime.operators.packing import pack_filters
 
 I64 = np.int64
 
@@ -84,6 +86,9 @@ CASES = [
     Case("HardSigmoid", attributes={"alpha": 0.3, "beta": 0.4}),
     Case("LeakyRelu", attributes={"alpha": 0.2}),
     Case("Elu", attributes={"alpha": 0.7}),
+    Case("Gelu"),
+    Case("Gelu", attributes={"approximate": "tanh"}),
+    Case("Gelu", (40, 3), attributes={"approximate": "none"}),
     Case("Identity"),
     Case("MaxPool", attributes={"kernel_shape": [2, 2], "strides": [2, 2]}),
     Case("MaxPool", attributes={"kernel_shape": [3, 2], "strides": [2, 2], "ceil_mode": 1, "pads": [1, 0, 1, 1]}),
@@ -217,3 +222,69 @@ def test_conv_takes_what_follows_into_its_step(rng: np.random.Generator, activat
     # Asking for a value inside the fused step must still give it.
     inner = session.run(["v1"], feed)[0]
     np.testing.assert_allclose(inner, ReferenceEvaluator(model).run(["v1"], feed)[0], rtol=1e-5, atol=1e-5)
+
+
+def run_both(nodes: list[Any], arrays: dict[str, Any], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the runtime answers for ``logits``, and what ONNX's reference does."""
+    model = make_artifact(nodes, arrays, ["n", *x.shape[1:]])
+    session = InferenceSession(model.SerializeToString(), SessionOptions(num_threads=1))
+    return session.run(None, {"input": x})[0], ReferenceEvaluator(model).run(None, {"input": x})[0]
+
+
+def test_gelu_keeps_its_precision_in_the_tails() -> None:
+    x = np.linspace(-10, 10, 201, dtype=np.float32)[None]
+    model = make_artifact([helper.make_node("Gelu", ["input"], ["logits"])], {}, ["n", 201])
+    (found,) = InferenceSession(model.SerializeToString()).run(None, {"input": x})
+    exact = [0.5 * v * math.erfc(-v / math.sqrt(2)) for v in x[0].tolist()]
+    np.testing.assert_allclose(found[0], exact, rtol=2**-23)  # rounded once to float32
+
+
+@pytest.mark.parametrize("op", ["GlobalAveragePool", "GlobalMaxPool", "Gelu"])
+def test_float64_images_are_not_read_as_float32(rng: np.random.Generator, op: str) -> None:
+    nodes = [
+        helper.make_node("Cast", ["input"], ["wide"], to=TensorProto.DOUBLE),
+        helper.make_node(op, ["wide"], ["y"]),
+        helper.make_node("Cast", ["y"], ["logits"], to=TensorProto.FLOAT),
+    ]
+    found, expected = run_both(nodes, {}, rng.standard_normal((3, 4, 5, 6)).astype(np.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)  # rounded to float32 at the end
+
+
+_BATCH = [
+    helper.make_node("Shape", ["input"], ["shape"], start=0, end=1),
+    helper.make_node("Cast", ["shape"], ["count"], to=TensorProto.FLOAT),
+]
+
+
+@pytest.mark.parametrize(("op", "shape"), [("Conv", (16, 4, 3, 3)), ("Gemm", (120, 5)), ("MatMul", (120, 5))])
+def test_weights_that_follow_from_the_batch_are_those_of_each_batch(
+    rng: np.random.Generator, op: str, shape: tuple[int, ...]
+) -> None:
+    x = rng.standard_normal((3, 4, 5, 6)).astype(np.float32)
+    x = x if op == "Conv" else x.reshape(3, 120)
+    nodes = [*_BATCH, helper.make_node("Mul", ["w", "count"], ["scaled"])]
+    nodes.append(helper.make_node(op, ["input", "scaled"], ["logits"]))
+    found, expected = run_both(nodes, {"w": weights(*shape)}, x)
+    # float32 sums of up to 120 products in another order
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_weights_folded_from_initializers_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = []
+    monkeypatch.setattr("runtime.operators.conv.pack_filters", lambda *args: packed.append(1) or pack_filters(*args))
+    nodes = [
+        helper.make_node("Mul", ["w", "two"], ["scaled"]),
+        helper.make_node("Conv", ["input", "scaled"], ["logits"]),
+    ]
+    arrays = {"w": weights(5, 2, 3, 3), "two": np.float32(2)}
+    session = InferenceSession(make_artifact(nodes, arrays, ["n", 2, 4, 4]).SerializeToString())
+    for n in (1, 3):
+        session.run(None, {"input": np.zeros((n, 2, 4, 4), np.float32)})
+    assert len(packed) == 1
+
+
+@pytest.mark.parametrize("n", [1, 3, 40])
+def test_a_batch_is_not_cut_where_a_constant_follows_from_it(rng: np.random.Generator, n: int) -> None:
+    nodes = [*_BATCH, helper.make_node("Div", ["input", "count"], ["logits"])]
+    x = rng.standard_normal((n, 6)).astype(np.float32)
+    assert np.array_equal(*run_both(nodes, {}, x))
