@@ -28,7 +28,7 @@ class PlanBuilder:
         slots: threads that may work on one step.
         buffers: physical spec of each buffer.
         steps: so far.
-        fused: names of nodes that an earlier step computes too.
+        fused: ids of nodes that an earlier step computes too.
         fallbacks: operators that ONNX's reference runs.
     """
 
