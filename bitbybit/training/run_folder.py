@@ -62,8 +62,11 @@ class RunFolder:
         """
         try:
             return TrainOptions.from_dict(json.loads(self.options.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as e:
-            raise CheckpointError(f"{self.root}: not a training run's folder ({e})") from e
+        except OSError as e:
+            reason = (e.strerror or "not readable").lower()
+            raise CheckpointError(f"{self.root}: not a training run's folder; its options.json: {reason}") from e
+        except (ValueError, TypeError) as e:
+            raise CheckpointError(f"{self.root}: not a training run's folder; its options.json: {e}") from e
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Replaces the resumable state."""
