@@ -154,6 +154,7 @@ def test_options_that_would_have_no_use_are_refused(cli, small_data, tmp_path):
         cli("train", "digits_mlp", "-o", run, "--resume"), run, "expected a run of digits_mlp, got one of digits_tiny"
     )
     refused(cli(*FLOAT, "-o", tmp_path / "x", "-k", 32), "--hash-length: has no use beside --float")
+    refused(cli(*FLOAT, "-o", tmp_path / "x", "--code-bits", 2), "--code-bits: has no use beside --float")
     refused(cli(*FLOAT, "-o", tmp_path / "x", "--distill", 0.5), "distill: expected a hashed network, got a float one")
     for command in ("train", "convert"):
         outcome = cli(command, "digits_tiny", *beside, "--hash-config", config, "--tile", 8)

@@ -58,8 +58,8 @@ def given(context: typer.Context) -> list[str]:
     return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
-def refuse_settings(context: typer.Context, beside: str) -> None:
-    """Refuses hashing options beside an option that leaves them without use.
+def refuse_settings(context: typer.Context, beside: str, *more: str) -> None:
+    """Refuses hashing options, and ``more`` parameters, beside an option that leaves them without use.
 
     Raises:
         ConfigError: there is one.
@@ -67,7 +67,7 @@ def refuse_settings(context: typer.Context, beside: str) -> None:
     from bitbybit.errors import ConfigError
 
     for name in given(context):
-        if name in _SETTINGS:
+        if name in (*_SETTINGS, *more):
             raise ConfigError(f"{flag(context, name)}: has no use beside {beside}; leave one of the two out")
 
 

@@ -134,8 +134,10 @@ def train(
     if resume:
         options = _options_of_run(context, model, output_dir)
     else:
-        if float_ or hash_config:
-            hashing.refuse_settings(context, "--float" if float_ else "--hash-config")
+        if float_:
+            hashing.refuse_settings(context, "--float", "code_bits", "hash_config")
+        elif hash_config:
+            hashing.refuse_settings(context, "--hash-config")
         config = None
         if not float_:
             common = hashing.common_settings(
