@@ -133,6 +133,7 @@ class _Reached(Exception):
     """Ends a forward pass at the layer that was asked for."""
 
 
+@torch.no_grad()
 def layers_in_order(model: nn.Module, images: Tensor) -> list[str]:
     """Paths of the hash layers in the order of their first call."""
     order: list[str] = []

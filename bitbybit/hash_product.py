@@ -61,11 +61,11 @@ class HashProduct(Function):
             geometries: of the correlation with ``line``, and of that with ``codes``.
 
         Returns:
-            ``answer``.
+            A copy of ``answer``, which an in-place activation may overwrite.
         """
         ctx.save_for_backward(v, line, codes, bias, exact, features, rows)
         ctx.geometries = geometries
-        return answer.view_as(answer)
+        return answer.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

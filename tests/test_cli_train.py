@@ -172,6 +172,14 @@ def test_options_that_would_have_no_use_are_refused(cli, small_data, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_allocate_does_not_overwrite_the_card_of_a_checkpoint(cli, small_data, tmp_path):
+    for name in ("net.pth", "net.json"):
+        (tmp_path / name).write_text("{}")
+    outcome = cli("allocate", "digits_tiny", "-o", tmp_path / "net.json", "--budget", 1)
+    refused(outcome, "net.json: expected a new file, got the card of net.pth")
+    assert (tmp_path / "net.json").read_text() == "{}"
+
+
 @pytest.mark.filterwarnings("default:.*no card beside it")
 def test_without_a_card_codes_are_warned_of(cli, small_data, tmp_path):
     assert cli(*FLOAT, "-o", tmp_path / "run").code == 0

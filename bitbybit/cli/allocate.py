@@ -52,6 +52,11 @@ def allocate(
 
     if result.suffix != ".json":
         raise ConfigError(f"{result}: expected a name ending in .json, got {result.name!r}; rename it")
+    for checkpoint in (result.with_suffix(".pth"), result.with_suffix(".safetensors")):
+        if result.exists() and checkpoint.exists():
+            raise ConfigError(
+                f"{result}: expected a new file, got the card of {checkpoint.name}; pass another --output"
+            )
     offered = _lengths(lengths)
     common = hashing.common_settings(
         kernel, min(offered), tiling, tile, 0, True, True, "integer", projection_bits, code_bits

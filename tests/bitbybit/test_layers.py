@@ -164,3 +164,21 @@ def test_centres_of_a_linear_layer_are_the_means_of_its_features_whatever_lies_b
         assert torch.allclose(model.fc.centre, means, atol=1e-4)
     converted = convert(Net().eval(), config, images, positions=500, projection_steps=0)
     assert torch.allclose(converted.fc.centre, means, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("arithmetic", ["float", "integer"])
+def test_an_activation_may_overwrite_what_a_layer_answers(arithmetic, training):
+    def network(inplace):
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 8, 3), nn.ReLU(inplace), nn.Flatten(), nn.Linear(8 * 16, 6), nn.ReLU(inplace)]
+        model = nn.Sequential(*layers, nn.Linear(6, 2))
+        common = {"hash_length": 16, "input_tile_size": 8, "output_tile_size": None, "arithmetic": arithmetic}
+        return bb.patch_model(model, {"common_params": common}).train(training)
+
+    x = torch.randn(5, 3, 6, 6)
+    plain, inplace = network(False), network(True)
+    for model in (plain, inplace):
+        model(x).square().sum().backward()
+    for a, b in zip(plain.parameters(), inplace.parameters(), strict=True):
+        assert (a.grad is None and b.grad is None) or torch.equal(a.grad, b.grad)
