@@ -78,7 +78,7 @@ def test_helpers_come_again_whether_they_sleep_or_not(pause: float) -> None:
     chain = Chain(2, 4, 100, work=10_000)
     for _ in range(3):
         chain.slots[:] = 0
-        for _ in range(100):  # a machine may be too busy to let one come every time
+        for _ in range(1000):  # a machine may be too busy to let one come for a while
             time.sleep(pause)
             chain.check(helpers)
             if chain.slots[1]:
