@@ -17,7 +17,7 @@ Everything up to ``acc`` is whole and below 2^24, so any order of summation in f
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ class IntegerHashConv2d(IntegerHashLayer):
         return self._answer(x)
 
     @classmethod
-    def from_torch_module(cls, module: nn.Conv2d, **options: object) -> Self:
+    def from_torch_module(cls, module: nn.Conv2d, **options: Any) -> Self:
         """Hashes a convolution; ``options`` are fields of ``HashSpec``.
 
         Raises:
@@ -124,7 +124,7 @@ class IntegerHashLinear(IntegerHashLayer):
         return self._answer(self.as_image(x)).view(*x.shape[:-1], self.out_features)
 
     @classmethod
-    def from_torch_module(cls, module: nn.Linear, **options: object) -> Self:
+    def from_torch_module(cls, module: nn.Linear, **options: Any) -> Self:
         """Hashes a linear layer; ``options`` are fields of ``HashSpec``.
 
         Raises:

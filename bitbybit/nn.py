@@ -134,14 +134,7 @@ class HashLinear(_HashLayer):
         Raises:
             ConfigError: a field is unknown or out of range.
         """
-        spec = make_spec(
-            input_tile_size=input_tile_size,
-            output_tile_size=output_tile_size,
-            hash_kernel_type=hash_kernel_type,
-            hash_length=hash_length,
-            **options,
-        )
-        return cls(module, spec)
+        return cls(module, make_spec(input_tile_size, output_tile_size, hash_kernel_type, hash_length, **options))
 
     def centred(self, x: Tensor) -> Tensor:
         """What is hashed: ``x - centre``, or ``x`` where the layer is not centred."""
@@ -224,14 +217,7 @@ class HashConv2d(_HashLayer):
         Raises:
             ConfigError: a field is unknown or out of range, or the padding is not zeros.
         """
-        spec = make_spec(
-            input_tile_size=input_tile_size,
-            output_tile_size=output_tile_size,
-            hash_kernel_type=hash_kernel_type,
-            hash_length=hash_length,
-            **options,
-        )
-        return cls(module, spec)
+        return cls(module, make_spec(input_tile_size, output_tile_size, hash_kernel_type, hash_length, **options))
 
     def columns_of(self, part: Part) -> Tensor:
         weight = self.weight[part.outputs]

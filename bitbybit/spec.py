@@ -101,8 +101,14 @@ class Part:
     outputs: slice
 
 
-def make_spec(**options: object) -> HashSpec:
-    """A ``HashSpec`` of the arguments of ``from_torch_module``.
+def make_spec(
+    input_tile_size: int | None = HashSpec.input_tile_size,
+    output_tile_size: int | None = HashSpec.output_tile_size,
+    hash_kernel_type: str = HashSpec.hash_kernel_type,
+    hash_length: int = HashSpec.hash_length,
+    **options: object,
+) -> HashSpec:
+    """A ``HashSpec`` of the arguments of ``from_torch_module``, in its order.
 
     Raises:
         ConfigError: an option is unknown, or a value out of range.
@@ -111,4 +117,4 @@ def make_spec(**options: object) -> HashSpec:
     if unknown:
         known = ", ".join(HashSpec.__dataclass_fields__)
         raise ConfigError(f"unknown hash option {unknown[0]!r}; expected some of {known}")
-    return HashSpec(**options)  # type: ignore[arg-type]
+    return HashSpec(hash_kernel_type, hash_length, input_tile_size, output_tile_size, **options)  # type: ignore[arg-type]
