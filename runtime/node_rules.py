@@ -10,9 +10,8 @@ from onnx import AttributeProto
 from runtime.bitpack import code_bytes, tail_is_clear
 from runtime.errors import ArtifactError
 from runtime.model import Array, Node
+from runtime.opset import PAD_LIMIT
 
-# a wider pad is a corrupt attribute, and its image of pad pixels would fill the memory
-PAD_LIMIT = 1024
 # every integer attribute fits int32, so index arithmetic in int64 cannot overflow
 _LIMIT = 2**31 - 1
 

@@ -40,6 +40,7 @@ EXACT_LIMIT = 2**24  # whole numbers below it are exact in float32, whatever the
 INTEGER_RANGES = ((0, 255), (-128, 127))  # (low, high) of quantised activations
 INTEGER_LEVELS = 255  # greatest norm; also greatest magnitude of a quantised activation and of a centre
 PROJECTION_LEVELS = 127  # greatest magnitude of an integer projection
+PAD_LIMIT = 1024  # pixels; a wider pad is a corrupt attribute, and its image of pad pixels would fill the memory
 EXPONENT_LIMIT = 31  # greatest magnitude of the power of two that quantises activations
 
 FLOAT_MAX = 3.4028234663852886e38  # largest finite float32: a clip bound that never acts

@@ -66,6 +66,9 @@ def packed_conv2d(ctx: Context, input: Value, residual: Value | None = None) -> 
     """An encode and dot pair for each part; Split and Concat around several."""
     layer = ctx.module
     assert isinstance(layer, PackedConv2d)
+    pads = layer.encode.pads
+    if max(pads) > opset.PAD_LIMIT:
+        raise ctx.refuse(f"has pads of {pads}, at most {opset.PAD_LIMIT} in a file", "pad its input before it")
     y = _packed(ctx, layer, input, residual, ctx.shape, "output")
     _describe(ctx, layer, y)
     return y

@@ -86,6 +86,11 @@ def test_refuses_numbers_that_are_not_finite() -> None:
     refuses(model, r"0/bias: holds NaN or infinity")
 
 
+def test_refuses_pads_that_no_reader_takes() -> None:
+    model = hashed(nn.Sequential(nn.Conv2d(4, 4, 1, stride=600, padding=1025)), PIXEL, (4, 6, 6))
+    refuses(model, r"\(PackedConv2d\): has pads of \(1025, 1025, 1025, 1025\), at most 1024 in a file; pad its input")
+
+
 @pytest.mark.parametrize("shape", [(), (0, 3), (3, -1), (3, 2.5)])
 def test_refuses_a_shape_that_is_none(shape: tuple[Any, ...]) -> None:
     with pytest.raises(CompileError, match="input_shape: expected positive integers"):
