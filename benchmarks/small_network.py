@@ -33,7 +33,7 @@ from torch import Tensor
 from bitbybit.training import TrainOptions, evaluate, train
 from bitbybit.training.prepare import prepare, test_loader
 from bitbybit.utils import data
-from bitbybit.utils.files import atomic_path, write_json
+from bitbybit.utils.files import atomic_path, save_tensors, write_json
 from bitbybit.utils.models import MODELS, CifarResNet, load_state_dict_file
 
 MODEL = "cifar10_resnet8"
@@ -118,8 +118,7 @@ def converted_weights(options: TrainOptions, path: Path) -> dict[str, Tensor]:
     """The hashed network before its first step, from a file if there is one."""
     if not path.exists():
         torch.manual_seed(0)
-        with atomic_path(path) as partial:
-            torch.save(prepare(options).model.state_dict(), partial)
+        save_tensors(path, prepare(options).model.state_dict())
     return load_state_dict_file(path)
 
 

@@ -21,7 +21,7 @@ from bitbybit.errors import CheckpointError, CheckpointWarning, ConfigError
 from bitbybit.patching import COMMON, HASHABLE, HashConfig, hash_config_of, patch_model
 from bitbybit.spec import INTEGER, PATCH, PIXEL
 from bitbybit.training.run_folder import RunFolder
-from bitbybit.utils.files import atomic_path, sha256, write_json
+from bitbybit.utils.files import atomic_path, save_tensors, sha256, write_json
 from bitbybit.utils.models import MODELS, load_checked, load_state_dict_file
 
 _KERNEL_KEY = re.compile(r"^(.*)\.hash_kernels\.(\d+)\.(\d+)\._(random|learnable)_projection_matrix$")
@@ -133,6 +133,19 @@ def _find(path: Path) -> tuple[Path, dict[str, Any]]:
     return folder.weights, card
 
 
+def check_json_target(path: Path) -> None:
+    """Checks where a command is to write JSON; a checkpoint's card may be all that tells its bits.
+
+    Raises:
+        ConfigError: the name does not end in .json, or the file is the card of a checkpoint.
+    """
+    if path.suffix != ".json":
+        raise ConfigError(f"{path}: expected a name ending in .json, got {path.name!r}; rename it")
+    for checkpoint in (path.with_suffix(".pth"), path.with_suffix(".safetensors")):
+        if path.exists() and checkpoint.exists():
+            raise ConfigError(f"{path}: expected a new file, got the card of {checkpoint.name}; name another")
+
+
 def save_checkpoint(model: nn.Module, path: str | Path, card: dict[str, Any]) -> None:
     """Writes a state dict and its card, each whole or not at all.
 
@@ -140,19 +153,17 @@ def save_checkpoint(model: nn.Module, path: str | Path, card: dict[str, Any]) ->
         ConfigError: the file's name is that of its card.
         OSError: the folder cannot be written.
     """
-    import torch
-
     path = Path(path)
     if path.suffix == card_path(path).suffix:
         raise ConfigError(f"{path}: expected a name ending in .pth or .safetensors, got {path.name!r}; rename it")
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with atomic_path(path) as partial:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import save_file
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save
 
-            save_file(state, partial)
-        else:
-            torch.save(state, partial)
+        with atomic_path(path) as partial:
+            partial.write_bytes(save(state))
+    else:
+        save_tensors(path, state)
     write_json(card_path(path), {**card, "hash_config": hash_config_of(model), "sha256": sha256(path)})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 import warnings
@@ -134,4 +135,6 @@ def _system_error(error: OSError) -> str:
         return f"{where}expected a folder on the way, got a file; name another path"
     if isinstance(error, IsADirectoryError):
         return f"{where}expected a file, got a folder; name a file"
-    return f"{where}{(error.strerror or 'failed').lower()}; check the path and its permissions"
+    full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+    advice = "free some space or name another disk" if full else "check the path and its permissions"
+    return f"{where}{(error.strerror or 'failed').lower()}; {advice}"

@@ -27,7 +27,7 @@ from bitbybit.training.prepare import Prepared, prepare, reestimate_batch_norm
 from bitbybit.training.run_folder import RunFolder
 from bitbybit.training.teacher_answers import TeacherAnswers, answers_key
 from bitbybit.utils.devices import has_bfloat16, pick_device
-from bitbybit.utils.files import atomic_path, write_json
+from bitbybit.utils.files import save_tensors, write_json
 
 StepCallback = Callable[[int, int, int, float], None]  # epoch, step, steps in an epoch, loss
 EpochCallback = Callable[[dict[str, Any]], None]
@@ -233,6 +233,10 @@ class _Session:
         self._save()
         return row
 
+    def _chip(self, seed: int, step: int) -> int:
+        """The number of a step's chip, another one for every seed of the noise and of the run."""
+        return step + (seed << 32) + (self.options.seed << 64)
+
     def _run_steps(self, epoch: int, on_step: StepCallback | None) -> tuple[float, float]:
         """All steps of an epoch; mean loss and accuracy over its images."""
         options, model, device, batches = self.options, self.setup.model, self.setup.device, self.setup.train
@@ -249,7 +253,7 @@ class _Session:
             images = images.to(device, memory_format=torch.channels_last)
             labels = labels.to(device)
             if self.noise is not None:
-                self.noise.draw(epoch * steps + step)
+                self.noise.draw(self._chip(self.noise.spec.seed, epoch * steps + step))
             known = [] if self.answers is None else [self.answers.answer(images)]
             loss, logits = self.run_step(images, labels, *known)
             losses += loss * len(labels)
@@ -361,7 +365,6 @@ class _Session:
         }
         if setup.teacher is not None:
             summary["float_test_accuracy"] = evaluate(setup.teacher, setup.test, setup.device)["accuracy"]
-        with atomic_path(self.folder.weights) as partial:
-            torch.save({k: v.detach().cpu() for k, v in model.state_dict().items()}, partial)
+        save_tensors(self.folder.weights, {k: v.detach().cpu() for k, v in model.state_dict().items()})
         write_json(self.folder.summary, summary)
         return TrainResult(model.eval(), summary, self.history)

@@ -12,7 +12,7 @@ import torch
 
 from bitbybit.errors import CheckpointError, ConfigError
 from bitbybit.training.options import TrainOptions
-from bitbybit.utils.files import atomic_path, write_json
+from bitbybit.utils.files import atomic_path, save_tensors, write_json
 
 METRIC_COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds")
 
@@ -70,8 +70,7 @@ class RunFolder:
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Replaces the resumable state."""
-        with atomic_path(self.state) as partial:
-            torch.save(state, partial)
+        save_tensors(self.state, state)
 
     def load_state(self) -> dict[str, Any] | None:
         """The resumable state, or None before the first epoch has ended.

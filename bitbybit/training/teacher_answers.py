@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bitbybit.training.options import TrainOptions
 from bitbybit.utils.data import ImageDataset
-from bitbybit.utils.files import atomic_path
+from bitbybit.utils.files import save_tensors
 
 
 class TeacherAnswers:
@@ -57,9 +57,7 @@ class TeacherAnswers:
     def finish(self, epoch: int) -> None:
         """Ends an epoch whose batches were all given, and writes what was asked."""
         if self._new:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with atomic_path(self.path(epoch)) as partial:
-                torch.save(torch.cat(self._new).cpu(), partial)
+            save_tensors(self.path(epoch), torch.cat(self._new).cpu())
 
 
 def answers_key(options: TrainOptions, networks: list[nn.Module], images: ImageDataset, narrow: bool) -> str:

@@ -6,7 +6,6 @@ download, and, for ``digits``, the handwritten digits that scikit-learn ships.
 
 from __future__ import annotations
 
-import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from bitbybit.errors import ConfigError, DataError
+from bitbybit.utils.archives import read_archive
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2023, 0.1994, 0.2010)
@@ -100,25 +100,22 @@ def load_arrays(name: str, data_dir: str | Path = "data", *, download: bool = Tr
 
 
 def _from_npz(path: Path, spec: DatasetSpec) -> ImageArrays:
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            data = {key: archive[key] for key in ("train_x", "train_y", "test_x", "test_y", "classes")}
-    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as e:
-        raise DataError(
-            f"{path}: not a readable image archive ({e}); expected train_x, train_y, test_x, test_y, classes"
-        ) from e
+    data = read_archive(path, ("train_x", "train_y", "test_x", "test_y", "classes"))
     for split in ("train", "test"):
         x, y = data[f"{split}_x"], data[f"{split}_y"]
-        if x.dtype != np.uint8 or x.ndim != 4 or x.shape[-1] != 3 or y.shape != x.shape[:1]:
+        if x.dtype != np.uint8 or x.ndim != 4 or x.shape[-1] != 3 or y.shape != x.shape[:1] or not x.size:
             raise DataError(
                 f"{path}: {split}_x is {x.dtype}{list(x.shape)} with {split}_y {list(y.shape)}; "
-                "expected uint8[n, h, w, 3] and [n]"
+                "expected uint8[n, h, w, 3] and [n], n above 0"
             )
         if y.dtype.kind not in "iu" or (y.size and not 0 <= y.min() <= y.max() < spec.num_classes):
             got = f"{y.dtype}, {y.min()} to {y.max()}" if y.size else str(y.dtype)
             raise DataError(f"{path}: {split}_y holds {got}; expected whole numbers from 0 to {spec.num_classes - 1}")
-    if len(data["classes"]) != spec.num_classes:
-        raise DataError(f"{path}: {len(data['classes'])} class names, expected {spec.num_classes}")
+    if data["train_x"].shape[1:] != data["test_x"].shape[1:]:
+        train, test = (list(data[f"{split}_x"].shape[1:]) for split in ("train", "test"))
+        raise DataError(f"{path}: images of {train} to train on and of {test} to test; expected one size")
+    if data["classes"].shape != (spec.num_classes,):
+        raise DataError(f"{path}: class names {list(data['classes'].shape)}, expected [{spec.num_classes}]")
     return ImageArrays(
         data["train_x"],
         data["train_y"].astype(np.int64),

@@ -262,3 +262,22 @@ def test_saving_leaves_nothing_where_it_fails(tmp_path):
     with pytest.raises(ConfigError, match="expected a name ending in"):
         save_checkpoint(model, tmp_path / "net.json", CARD)
     assert files_below(tmp_path) == {"file.txt"}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_full_disk_is_an_error_of_the_system_that_names_the_file(tmp_path, suffix):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match=f"net{suffix}"):
+            save_checkpoint(hashed_tiny(), tmp_path / f"net{suffix}", CARD)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert files_below(tmp_path) == set()
+
+
+def test_equal_tensors_make_equal_files(tmp_path):
+    for name in ("a.pth", "b.pth"):
+        save_checkpoint(hashed_tiny(), tmp_path / name, CARD)
+    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()

@@ -1,5 +1,7 @@
 """Data: archives, splits, augmentation that depends on the seed alone."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -138,7 +140,13 @@ def test_refuses_an_unknown_data_set():
     [
         ({"train_x": np.zeros((40, 32, 32), np.uint8)}, r"expected uint8\[n, h, w, 3\]"),
         ({"test_y": np.zeros(3, np.uint8)}, "test_y"),
-        ({"classes": np.array(["a"])}, "1 class names, expected 10"),
+        ({"classes": np.array(["a"])}, r"class names \[1\], expected \[10\]"),
+        ({"classes": np.array("a")}, r"class names \[\], expected \[10\]"),
+        ({"test_x": np.zeros((0, 32, 32, 3), np.uint8), "test_y": np.zeros(0, np.uint8)}, "test_x .* n above 0"),
+        (
+            {"test_x": np.zeros((12, 28, 28, 3), np.uint8)},
+            r"\[32, 32, 3\] to train on and of \[28, 28, 3\] to test; expected one size",
+        ),
     ],
 )
 def test_refuses_an_archive_of_other_shapes(tmp_path, changes, message):
@@ -168,6 +176,32 @@ def test_refuses_a_truncated_archive(tmp_path):
     write_archive(tmp_path)
     path = tmp_path / "cifar10.npz"
     path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(DataError, match="not a readable image archive"):
+        load_arrays("cifar10", tmp_path)
+
+
+def not_an_archive(path):
+    with open(path, "wb") as file:
+        np.save(file, np.zeros(3))
+
+
+def members_that_are_no_arrays(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("train_x", "train_y", "test_x", "test_y", "classes"):
+            archive.writestr(name, b"text")
+
+
+def encrypted(path):
+    write_archive(path.parent)
+    content = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        content[content.index(signature) + flags] |= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("spoil", [not_an_archive, members_that_are_no_arrays, encrypted])
+def test_refuses_a_file_that_is_no_archive_of_arrays(tmp_path, spoil):
+    spoil(tmp_path / "cifar10.npz")
     with pytest.raises(DataError, match="not a readable image archive"):
         load_arrays("cifar10", tmp_path)
 

@@ -10,6 +10,7 @@ from tiny_training import TinyNet, float_options, hashed_options
 
 from bitbybit.errors import CheckpointError, ConfigError, DivergenceError
 from bitbybit.integer_base import IntegerHashLayer
+from bitbybit.noise import AnalogNoise
 from bitbybit.patching import hash_layers
 from bitbybit.training import TrainOptions, evaluate, loop, train
 from bitbybit.training import prepare as prepare_module
@@ -348,6 +349,16 @@ def test_training_under_analog_noise_ends_exact(tiny, float_weights, tmp_path):
     exact = train(hashed_options(float_weights, epochs=1), tmp_path / "exact")
     a, b = (torch.cat([p.flatten() for p in r.model.parameters()]) for r in (result, exact))
     assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"noise": {"comparator_offset": 0.3, "seed": 1}}])
+def test_seeds_choose_the_chips_that_a_run_sees(tiny, float_weights, tmp_path, monkeypatch, change):
+    chips = []
+    monkeypatch.setattr(AnalogNoise, "draw", lambda noise, seed: chips.append(seed))
+    options = hashed_options(float_weights, epochs=1, noise={"comparator_offset": 0.3})
+    train(options, tmp_path / "one")
+    train(replace(options, **change), tmp_path / "other")
+    assert len(set(chips)) == len(chips) > 1
 
 
 def test_a_run_starts_from_a_converted_network(tiny, float_weights, tmp_path):
