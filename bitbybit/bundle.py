@@ -71,6 +71,7 @@ def _entry(path: Path) -> Entry:
         _check_artifact(artifact, checkpoint)
     if report_path.is_file():
         report = _read_report(report_path, artifact)
+        _check_accuracy(path, checkpoint, report)
     return Entry(checkpoint, artifact if artifact.is_file() else None, report, _score(path, checkpoint))
 
 
@@ -96,6 +97,17 @@ def _read_report(path: Path, artifact: Path) -> dict[str, Any]:
     if passed is not True:
         raise BitbybitError(f"{path}: parity failed; a network that answers differently is not submitted")
     return report
+
+
+def _check_accuracy(path: Path, checkpoint: Checkpoint, report: dict[str, Any]) -> None:
+    """Refuses a card whose accuracy is not that of the parity report, within four standard errors of its images."""
+    claimed, measured = _accuracy(path, checkpoint, "test_accuracy"), report.get("torch_accuracy")
+    samples = max((program.get("samples", 0) for program in report.get("programs", ())), default=0)
+    if claimed is not None and measured is not None and samples and abs(claimed - measured) > 2 / samples**0.5:
+        raise BitbybitError(
+            f"{card_path(path)}: expected test_accuracy near {measured:.4f}, as 'bitbybit verify' found on {samples} "
+            f"images, got {claimed:.4f}; export the checkpoint again"
+        )
 
 
 def _score(path: Path, checkpoint: Checkpoint) -> float | None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# what planning raises where Numba's cache of compiled kernels is damaged or cannot be written; nodes read no files
+_CACHE_ERRORS = (OSError, EOFError, pickle.UnpicklingError)
 
 
 class ArtifactError(Exception):
@@ -42,6 +46,11 @@ def node_error(name: str, op_type: str, error: Exception) -> ArtifactError:
     An operator's own code meets values and attributes that a file is free to hold.
     """
     found = " ".join(str(error).split())[:120]
+    if isinstance(error, _CACHE_ERRORS):
+        return ArtifactError(
+            f"node {name!r} ({op_type}): expected to read and write compiled kernels in Numba's cache, "
+            f"got {type(error).__name__}: {found}; empty the cache, or set NUMBA_CACHE_DIR to another folder"
+        )
     return ArtifactError(
         f"node {name!r} ({op_type}): expected attributes and inputs that it can compute, "
         f"got {type(error).__name__}: {found}; replace it before compiling"

@@ -44,6 +44,16 @@ def test_refuses_a_card_whose_accuracy_is_no_share(source, accuracy):
         gather(source)
 
 
+def test_refuses_a_card_whose_accuracy_is_not_that_of_the_report(source):
+    for measured, passes in ((0.91, True), (0.8, False)):  # the card's is 0.9
+        write_report(source / "tiny.onnx", torch_accuracy=measured, programs=[{"samples": 10_000}])
+        if passes:
+            assert gather(source)[0].report["torch_accuracy"] == measured
+            continue
+        with pytest.raises(BitbybitError, match=r"tiny\.json: expected test_accuracy near 0\.8000.*got 0\.9"):
+            gather(source)
+
+
 def test_an_accuracy_that_is_not_known_leaves_the_score_open(source):
     card = json.loads((source / "tiny.json").read_text())
     (source / "tiny.json").write_text(json.dumps(card | {"test_accuracy": None}))

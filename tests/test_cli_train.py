@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from command_line import build, files_below, refused
+from command_line import build, copy_folder, files_below, refused
 
 from bitbybit.checkpoint import load_checkpoint
 from bitbybit.patching import hash_layers
@@ -178,6 +178,19 @@ def test_allocate_does_not_overwrite_the_card_of_a_checkpoint(cli, small_data, t
     outcome = cli("allocate", "digits_tiny", "-o", tmp_path / "net.json", "--budget", 1)
     refused(outcome, "net.json: expected a new file, got the card of net.pth")
     assert (tmp_path / "net.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [("tiny.json", "expected a new file, got the card of tiny.pth"), ("tiny.onnx", "expected a name ending in .json")],
+)
+@pytest.mark.parametrize("command", [("noise", "tiny.pth"), ("verify", "tiny.onnx")])
+def test_a_report_does_not_overwrite_what_it_is_about(cli, tiny_folder, tmp_path, command, target, reason):
+    folder = copy_folder(tiny_folder, tmp_path / "copy").parent
+    before = (folder / target).read_bytes()
+    outcome = cli(command[0], folder / command[1], "--report", folder / target)
+    refused(outcome, f"{target}: {reason}")
+    assert (folder / target).read_bytes() == before
 
 
 @pytest.mark.filterwarnings("default:.*no card beside it")

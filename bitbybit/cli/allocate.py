@@ -44,19 +44,13 @@ def allocate(
     keep_freed_memory()
     from bitbybit.allocation import allocate as spend
     from bitbybit.allocation import allocated_config, measure_sensitivity
-    from bitbybit.errors import ConfigError
+    from bitbybit.checkpoint import check_json_target
     from bitbybit.training import TrainOptions
     from bitbybit.training.prepare import training_sample
     from bitbybit.utils.files import write_json
     from bitbybit.utils.models import get_backbone
 
-    if result.suffix != ".json":
-        raise ConfigError(f"{result}: expected a name ending in .json, got {result.name!r}; rename it")
-    for checkpoint in (result.with_suffix(".pth"), result.with_suffix(".safetensors")):
-        if result.exists() and checkpoint.exists():
-            raise ConfigError(
-                f"{result}: expected a new file, got the card of {checkpoint.name}; pass another --output"
-            )
+    check_json_target(result)
     offered = _lengths(lengths)
     common = hashing.common_settings(
         kernel, min(offered), tiling, tile, 0, True, True, "integer", projection_bits, code_bits
@@ -123,6 +117,8 @@ def _plot(layers: list[Any], allocation: Any, path: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    from bitbybit.utils.files import atomic_path
+
     figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
     colours = plt.get_cmap("viridis")
     for i, layer in enumerate(layers):
@@ -134,6 +130,7 @@ def _plot(layers: list[Any], allocation: Any, path: Path) -> Path:
              title="Sensitivity of each layer; dots: chosen lengths")  # fmt: skip
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=7, ncols=2)
-    figure.savefig(path, dpi=110)
+    with atomic_path(path) as partial:
+        figure.savefig(partial, dpi=110)
     plt.close(figure)
     return path

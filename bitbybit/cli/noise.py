@@ -45,11 +45,13 @@ def noise(
     """Measure accuracy against comparator offset and noise, errors of P and rounding of P, and plot it."""
     keep_freed_memory()
     wanted = _levels(kinds, levels, bits)
-    from bitbybit.checkpoint import load_checkpoint
+    from bitbybit.checkpoint import check_json_target, load_checkpoint
     from bitbybit.noise_study import study_noise
     from bitbybit.utils.files import write_json
 
     source = load_checkpoint(checkpoint, model_name=model)
+    target = report or source.path.with_suffix(".noise.json")
+    check_json_target(target)
     test_x, test_y, train_x = _data(source.dataset, data_dir, images, calibrate)
     with progress_bar() as progress:
         study = study_noise(
@@ -62,7 +64,6 @@ def noise(
             calibration=train_x,
             progress=StageProgress(progress),
         )
-    target = report or source.path.with_suffix(".noise.json")
     content = {"model": source.name, "checkpoint_sha256": source.sha256, "seed": seed} | study.to_dict()
     write_json(target, content)
     print_study(study)

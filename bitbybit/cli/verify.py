@@ -71,10 +71,13 @@ def run_verification(
     report_path: Path | None = None,
 ) -> bool:
     """Verifies on the test split, prints the tables, writes the JSON; returns whether it passed."""
+    from bitbybit.checkpoint import check_json_target
     from bitbybit.utils.data import dataset_spec, evenly_spread, load_arrays, normalise
     from bitbybit.utils.files import write_json
     from bitbybit.verify import VerifyOptions, verify_artifact
 
+    target = report_path or artifact.with_suffix(".verify.json")
+    check_json_target(target)
     spec, arrays = dataset_spec(source.dataset), load_arrays(source.dataset, data_dir)
     count = len(arrays.test_y)
     chosen = evenly_spread(count, samples or count)
@@ -90,7 +93,6 @@ def run_verification(
             checkpoint_sha256=source.sha256,
             progress=StageProgress(progress),
         )
-    target = report_path or artifact.with_suffix(".verify.json")
     write_json(target, report.to_dict())
     print_report(report)
     output.print(f"report: {target}", soft_wrap=True, markup=False)

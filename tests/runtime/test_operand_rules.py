@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -170,6 +171,12 @@ def test_names_the_native_node_that_fails_in_a_run(monkeypatch: pytest.MonkeyPat
 def test_names_the_node_that_fails_in_planning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NATIVE_OPERATORS, "Relu", lambda node, builder: {}["absent"])
     assert "node 'case' (Relu): " in refusal("Relu", [])
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), UnpicklingError("truncated"), EOFError()])
+def test_a_cache_that_fails_is_not_blamed_on_the_node(error: Exception) -> None:
+    with pytest.raises(ArtifactError, match=r"Numba's cache, got .*set NUMBA_CACHE_DIR"), naming_node("case", "Relu"):
+        raise error
 
 
 def test_an_artifact_error_passes_as_it_is() -> None:
