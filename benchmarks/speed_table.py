@@ -16,7 +16,6 @@ def table(group: dict[str, Any], batches: list[int]) -> list[str]:
     """Lines of the table of one network's artifacts."""
     files = [entry["file"] for entry in group["artifacts"]]
     rows = [row for row in group["rows"] if row["batch"] in batches]
-    own = {f"runtime: {Path(file).stem}": file for file in files}
     lines = ["| threads, batch | program | ms an image | " + " | ".join(Path(file).stem for file in files) + " |"]
     lines.append("|---" * (3 + len(files)) + "|")
     for row in sorted(rows, key=lambda row: (row["threads"], row["batch"])):
@@ -24,7 +23,7 @@ def table(group: dict[str, Any], batches: list[int]) -> list[str]:
         for file in files:
             related = row.get("artifact") in (None, file)  # another artifact's peer is no peer of this one
             ratio = row["ratio"].get(file)
-            shown = ratio is not None and related and row["program"] not in own
+            shown = ratio is not None and related and not _is_runtime(row)
             cells.append(f"{ratio:.2f} x" if shown else "")
         setting = f"{row['threads']}, {row['batch']}"
         lines.append(f"| {setting} | {row['program']} | {row['ms_per_image']:.3f} | " + " | ".join(cells) + " |")
@@ -33,13 +32,17 @@ def table(group: dict[str, Any], batches: list[int]) -> list[str]:
 
 def scaling(group: dict[str, Any], batch: int) -> list[str]:
     """What two threads give over one, for each artifact."""
-    found = {(row["program"], row["threads"]): row["ms_per_image"] for row in group["rows"] if row["batch"] == batch}
-    names = [f"runtime: {Path(entry['file']).stem}" for entry in group["artifacts"]]
+    own = [row for row in group["rows"] if row["batch"] == batch and _is_runtime(row)]
+    found = {(row["artifact"], row["threads"]): row["ms_per_image"] for row in own}
     return [
-        f"{name}: {found[name, 1] / found[name, 2]:.2f} x on two threads, batch {batch}"
-        for name in names
-        if (name, 1) in found and (name, 2) in found
+        f"{file}: {found[file, 1] / found[file, 2]:.2f} x on two threads, batch {batch}"
+        for file in (entry["file"] for entry in group["artifacts"])
+        if (file, 1) in found and (file, 2) in found
     ]
+
+
+def _is_runtime(row: dict[str, Any]) -> bool:
+    return row["program"].split(":")[0] == "runtime"
 
 
 def main() -> None:

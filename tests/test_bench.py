@@ -304,6 +304,9 @@ def test_an_approximate_program_that_is_far_off_is_left_out(cli, without_compile
         (("--batch", "1,,2"), "'--batch'"),
         (("--repetitions", "-1"), "'--repetitions'"),
         (("--seconds", "-1"), "'--seconds'"),
+        (("--seconds", "inf"), "'--seconds': expected 0 to 86400, got inf"),
+        (("--seconds", "nan"), "'--seconds'"),
+        (("--seconds", "1e308"), "'--seconds'"),
     ],
 )
 def test_wrong_options_are_one_line_and_exit_code_2(cli, tiny_folder, arguments, part):

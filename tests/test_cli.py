@@ -237,6 +237,26 @@ def test_run_refuses_a_profile_below_a_file(cli, tiny_folder, tmp_path):
     refused(cli("run", tiny_folder / "tiny.onnx", image, "--profile", target), "file.txt")
 
 
+def test_run_does_not_write_a_profile_over_what_it_reads(cli, tiny_folder, tmp_path):
+    artifact = copy_folder(tiny_folder, tmp_path / "net")
+    (tmp_path / "images").mkdir()
+    image = png(tmp_path / "images" / "a.png")
+    link = tmp_path / "link.json"
+    link.symlink_to(artifact)
+    before = artifact.read_bytes(), image.read_bytes()
+    for source, target in ((image, artifact), (image, link), (image, image), (image.parent, image)):
+        refused(cli("run", artifact, source, "--profile", target), target, "got an input of the command")
+    assert (artifact.read_bytes(), image.read_bytes()) == before
+
+
+def test_run_reads_no_more_than_its_limit_and_refuses_a_key_of_an_image(cli, tiny_folder, tmp_path):
+    artifact, first = tiny_folder / "tiny.onnx", png(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("not an image")
+    outcome = cli("run", artifact, tmp_path, "--limit", 1, "--json")
+    assert (outcome.code, [row["image"] for row in json.loads(outcome.out)]) == (0, ["a.png"])
+    refused(cli("run", artifact, first, "--key", "x"), first, "leave out --key")
+
+
 # compile, verify
 
 

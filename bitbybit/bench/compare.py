@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from bitbybit.bench.images import BenchImages, dataset_images, random_images
+from bitbybit.bench.datasets import own_dataset
+from bitbybit.bench.groups import Group, gather_groups
 from bitbybit.bench.programs import (
     ARTIFACT,
     COMPILED,
@@ -30,14 +31,12 @@ from bitbybit.bench.programs import (
 from bitbybit.bench.turns import TurnOptions, spread, time_in_turns
 from bitbybit.errors import BitbybitError, ConfigError
 
-if TYPE_CHECKING:
-    from torch import nn
-
 Progress = Callable[[str, int, int], None]
 _PAUSE = 0.02  # seconds: OpenMP's threads spin for some ms before they sleep
 _SLOWEST_CALL = 3.0  # seconds: a program that takes longer is left out of a batch size
 _ACCURACY_SECONDS = 20.0  # of one program
 _LEAST_CORRELATION = 0.9  # of an approximate program's logits with the exact one's
+_FLOAT_ACCURACY = "accuracy of the float network"
 _FLOAT_TOLERANCE = 1e-2  # of float32 logits, of their greatest: programs sum in different orders
 
 
@@ -64,82 +63,19 @@ class CompareOptions:
     repetitions: int = 0
 
 
-@dataclass
-class Group:
-    """Artifacts of one backbone, compared with each other and with its float network.
-
-    Attributes:
-        paths: the artifacts.
-        model: the backbone's name.
-        shape: (c, h, w) of an image.
-        images: what is measured on.
-        checkpoints: hashed networks in PyTorch, by the artifact's number.
-        network: the float network in PyTorch.
-        onnx: ONNX files of the float network, by the program's name.
-        trained: whether the float network's weights are trained.
-        skipped: program to the reason why it is left out.
-    """
-
-    paths: list[Path]
-    model: str
-    shape: tuple[int, ...]
-    images: BenchImages
-    checkpoints: dict[int, nn.Module] = field(default_factory=dict)
-    network: nn.Module | None = None
-    onnx: dict[str, bytes] = field(default_factory=dict)
-    trained: bool = False
-    skipped: dict[str, str] = field(default_factory=dict)
-
-    def skip(self, name: str, reason: str) -> None:
-        """Notes why a program is left out; the first reason is kept."""
-        self.skipped.setdefault(name, reason)
-
-    def label(self, program: Program) -> str:
-        """The program's name, with its artifact where there are several."""
-        if program.artifact is None or len(self.paths) == 1:
-            return program.name
-        return f"{program.name}: {self.paths[program.artifact].stem}"
-
-
 def compare(artifacts: Sequence[Path], options: CompareOptions, progress: Progress) -> dict[str, Any]:
-    """Compares artifacts; those of one backbone take turns with each other.
+    """Compares artifacts; those of one backbone and data set take turns with each other.
 
     Returns:
         ``groups``, each with ``rows`` (times), ``accuracy`` and ``skipped``.
 
     Raises:
         ArtifactError: a file is no valid artifact.
+        ConfigError: a file is given twice, takes no images, or is made for another batch size.
         BitbybitError: the runtime's answers are not those of onnxruntime.
     """
-    return {"groups": [_compare_group(group, options, progress) for group in _groups(artifacts, options)]}
-
-
-def _groups(artifacts: Sequence[Path], options: CompareOptions) -> list[Group]:
-    from runtime.loader import load_model
-
-    gathered: dict[tuple[str, tuple[int, ...]], list[Path]] = {}
-    metadata = {}
-    for path in artifacts:
-        model = load_model(path)
-        shape = model.inputs[0].shape
-        if len(model.inputs) != 1 or len(shape) != 4 or not all(isinstance(extent, int) for extent in shape[1:]):
-            raise ConfigError(f"{path}: expected one input of images [n, c, h, w], got {list(shape)}")
-        if isinstance(shape[0], int) and any(batch != shape[0] for batch in options.batches):
-            raise ConfigError(f"{path}: made for batches of {shape[0]}; pass --batch {shape[0]}")
-        key = model.metadata.model, tuple(int(extent) for extent in shape[1:])  # type: ignore[arg-type]
-        gathered.setdefault(key, []).append(path)
-        metadata[key] = model.metadata
-    least = max(options.batches)
-    groups = []
-    for (name, shape), paths in gathered.items():
-        if options.data_dir is None:
-            images = random_images(shape, least)
-        else:
-            of = metadata[name, shape]
-            dataset = name.split("_")[0]
-            images = dataset_images(dataset, options.data_dir, of.mean, of.std, options.images, least)
-        groups.append(Group(paths, name, shape, images))
-    return groups
+    progress("loading networks", 0, 1)
+    return {"groups": [_compare_group(group, options, progress) for group in gather_groups(artifacts, options)]}
 
 
 def _compare_group(group: Group, options: CompareOptions, progress: Progress) -> dict[str, Any]:
@@ -167,7 +103,9 @@ def _compare_group(group: Group, options: CompareOptions, progress: Progress) ->
     accuracy = _accuracies(group, programs, options, progress) if len(group.images.labels) else []
     return {
         "model": group.model,
-        "artifacts": [{"file": path.name, "bytes": path.stat().st_size} for path in group.paths],
+        "artifacts": [
+            {"file": name, "bytes": path.stat().st_size} for name, path in zip(group.names, group.paths, strict=True)
+        ],
         "images": "data set" if len(group.images.labels) else "random",
         "float_weights_trained": group.trained,
         "rows": rows,
@@ -177,7 +115,7 @@ def _compare_group(group: Group, options: CompareOptions, progress: Progress) ->
 
 
 def _load_networks(group: Group, options: CompareOptions) -> None:
-    """Loads what PyTorch has of the group; notes what cannot be had."""
+    """Loads the float network of the group; notes what cannot be had."""
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -185,12 +123,9 @@ def _load_networks(group: Group, options: CompareOptions) -> None:
             group.skip(name, "torch is not installed")
         return
     from bitbybit.bench.networks import float_network, float_onnx, quantise
-    from bitbybit.checkpoint import load_checkpoint
 
     for index, path in enumerate(group.paths):
-        if path.with_suffix(".pth").is_file():
-            group.checkpoints[index] = load_checkpoint(path.with_suffix(".pth")).model
-        else:
+        if index not in group.checkpoints:
             group.skip(group.label(Program(HASHED, index, _nothing)), f"no checkpoint {path.stem}.pth beside it")
     try:
         group.network, group.trained = float_network(group.model, options.float_weights)
@@ -199,7 +134,9 @@ def _load_networks(group: Group, options: CompareOptions) -> None:
             group.skip(name, str(e))
         return
     if not group.trained:
-        group.skip("accuracy of the float network", "no --float-weights; its weights are random, its speed is not")
+        group.skip(_FLOAT_ACCURACY, "no --float-weights; its weights are random, its speed is not")
+    elif options.float_weights is None and group.dataset not in ("", own_dataset(group.model)):
+        group.skip(_FLOAT_ACCURACY, f"no --float-weights; the project's own are not trained on {group.dataset}")
     group.onnx[ONNX_FLOAT] = float_onnx(group.network, group.shape)
     try:
         group.onnx[ONNX_INT8] = quantise(group.onnx[ONNX_FLOAT], group.images.calibration)
@@ -299,7 +236,7 @@ def _time_cell(
     times = {
         name: spread([s * 1000 / batch for s in found]) for name, found in time_in_turns(calls, turns, on_turn).items()
     }
-    ours = {group.paths[p.artifact or 0].name: times[group.label(p)].median for p in programs if p.name == RUNTIME}
+    ours = {group.names[p.artifact or 0]: times[group.label(p)].median for p in programs if p.name == RUNTIME}
     rows = []
     for program in programs:
         name = group.label(program)
@@ -307,7 +244,7 @@ def _time_cell(
         rows.append(
             {
                 "program": name,
-                "artifact": None if program.artifact is None else group.paths[program.artifact].name,
+                "artifact": None if program.artifact is None else group.names[program.artifact],
                 "threads": threads,
                 "batch": batch,
                 "calls": found.count,
@@ -343,7 +280,7 @@ def _accuracies(
     wanted = len(group.images.labels)
     batch = options.batches[-1]
     for program in programs:
-        if program.artifact is None and not group.trained:
+        if program.artifact is None and _FLOAT_ACCURACY in group.skipped:
             continue
         right = done = 0
         deadline = time.perf_counter() + _ACCURACY_SECONDS

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bitbybit.bench.bounds import DOT, ENCODE, FLOAT, StepWork, step_works
+from bitbybit.bench.naming import distinguishing_names
 from bitbybit.bench.rates import RateMeter, Rates
 from runtime import InferenceSession, SessionOptions
 from runtime.loader import load_model
@@ -61,7 +62,7 @@ class Roofline:
     """All layers of one artifact at one batch size, on one thread.
 
     Attributes:
-        artifact: the file's name.
+        artifact: the file's name, with folders where several files have it.
         batch: images in one run.
         together: images that a step computes at once, into which the runtime cuts the batch.
         rates: of this machine.
@@ -119,7 +120,7 @@ class Roofline:
 class _Case:
     """One artifact at one batch size while it is measured."""
 
-    path: Path
+    name: str
     batch: int
     works: list[StepWork]
     profiled: InferenceSession
@@ -142,8 +143,10 @@ def measure_rooflines(
 
     Raises:
         ArtifactError: a file is no valid artifact, or is made for another batch size.
+        ConfigError: a file is given twice.
     """
-    cases = [_case(path, batch) for path in artifacts for batch in batches]
+    named = zip(distinguishing_names(artifacts), artifacts, strict=True)
+    cases = [_case(name, path, batch) for name, path in named for batch in batches]
     progress("compiling the loops", 0, 1)
     works = [work for case in cases for work in case.works]
     meter = RateMeter({w.words for w in works if w.terms}, {w.words for w in works if w.compared})
@@ -161,7 +164,7 @@ def measure_rooflines(
     return [_evaluate(case, meter.rates()) for case in cases]
 
 
-def _case(path: Path, batch: int) -> _Case:
+def _case(name: str, path: Path, batch: int) -> _Case:
     model = load_model(path)
     shape = tuple(extent if isinstance(extent, int) else 1 for extent in model.inputs[0].shape[1:])
     images = np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
@@ -171,7 +174,7 @@ def _case(path: Path, batch: int) -> _Case:
     begin = time.perf_counter()
     plain.run(None, feed)
     runs = max(1, min(20, int(_SECONDS / (time.perf_counter() - begin))))
-    return _Case(path, batch, step_works(model), profiled, plain, feed, runs, [])
+    return _Case(name, batch, step_works(model), profiled, plain, feed, runs, [])
 
 
 def _evaluate(case: _Case, rates: Rates) -> Roofline:
@@ -205,4 +208,4 @@ def _evaluate(case: _Case, rates: Rates) -> Roofline:
     for name, microseconds in rest.items():
         others[kinds[name]] = others.get(kinds[name], 0.0) + microseconds
     run_us = float(np.median(case.seconds)) * 1e6 / case.batch
-    return Roofline(case.path.name, case.batch, together, rates, layers, others, sum(middle.values()), run_us)
+    return Roofline(case.name, case.batch, together, rates, layers, others, sum(middle.values()), run_us)

@@ -27,11 +27,12 @@ def print_comparison(group: dict[str, Any]) -> None:
     accuracy = {entry["program"]: entry for entry in group["accuracy"]}
     asked = max((entry["images"] for entry in group["accuracy"]), default=0)
     names = [entry["file"] for entry in group["artifacts"]]
+    network = ", ".join([group["model"] or "network", *(names if len(names) == 1 else [])])
     for threads in dict.fromkeys(row["threads"] for row in group["rows"]):
-        title = f"{group['model'] or 'network'}, {threads} thread{'s' if threads > 1 else ''}, {group['images']} images"
-        table = Table(title=title, box=None, padding=(0, 1), collapse_padding=True)
+        title = f"{network}, {threads} thread{'s' if threads > 1 else ''}, {group['images']} images"
+        table = Table(title=escape(title), box=None, padding=(0, 1), collapse_padding=True)
         columns = ["batch", "program", "ms / image", "p10 to p90"]
-        columns += ["times the runtime's"] if len(names) == 1 else [f"x {name}" for name in names]
+        columns += ["times the runtime's"] if len(names) == 1 else [f"x {escape(name)}" for name in names]
         for column in columns + (["accuracy"] if accuracy else []):
             table.add_column(column, justify="left" if column == "program" else "right", no_wrap=column == "program")
         before = None
@@ -68,9 +69,8 @@ def print_rates(found: Rates) -> None:
 
 def print_roofline(found: Roofline) -> None:
     """For each layer its bound, its time and the share, then what else a run does."""
-    table = Table(
-        title=f"{found.artifact}, 1 thread, batch {found.batch}, microseconds an image", box=None, padding=(0, 1)
-    )
+    title = f"{found.artifact}, 1 thread, batch {found.batch}, microseconds an image"
+    table = Table(title=escape(title), box=None, padding=(0, 1))
     for column in ("layer", "encode", "bound", "share", "dot", "bound", "share", "both", "bound", "share", "limit"):
         table.add_column(column, justify="left" if column in ("layer", "limit") else "right", no_wrap=True)
     for layer in found.layers:
@@ -98,7 +98,8 @@ def _roof_cells(layer: LayerRoof) -> list[str]:
 
 def print_startup(found: dict[str, Any]) -> None:
     """A row for each program."""
-    table = Table(title=f"{found['artifact']}: a fresh process, batch 1, 1 thread", box=None, padding=(0, 1))
+    title = f"{found['artifact']}: a fresh process, batch 1, 1 thread"
+    table = Table(title=escape(title), box=None, padding=(0, 1))
     for column in ("program", "first answer", "import", "load", "first run", "next run", "memory", "file", "weights"):
         table.add_column(column, justify="left" if column == "program" else "right", no_wrap=True)
     for row in found["rows"]:

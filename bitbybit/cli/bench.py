@@ -10,6 +10,8 @@ from rich.progress import Progress, TaskID
 
 from bitbybit.cli.console import errors, output, progress_bar
 
+_LONGEST = 86400.0  # seconds: a day
+
 
 def bench(
     artifacts: list[Path] = typer.Argument(..., metavar="ARTIFACT...", help="Compiled artifacts (.onnx)."),
@@ -30,10 +32,14 @@ def bench(
 ) -> None:
     """Measure an artifact: beside PyTorch and onnxruntime, or each layer against its bound, or its start."""
     from bitbybit.bench.machine import describe_machine, package_versions
+    from bitbybit.bench.naming import distinguishing_names
     from bitbybit.bench.tables import print_machine
     from runtime.loader import load_model
 
     counts, batches = _numbers("--threads", threads), _numbers("--batch", batch) if batch else ()
+    if not seconds <= _LONGEST:  # NaN too, which is neither below nor above
+        raise typer.BadParameter(f"expected 0 to {_LONGEST:.0f}, got {seconds}", param_hint="'--seconds'")
+    names = distinguishing_names(artifacts)
     for artifact in artifacts:
         load_model(artifact)  # refused before anything is measured
     if folder is not None:
@@ -43,7 +49,7 @@ def bench(
     if roofline:
         _roofline(artifacts, batches or (1, 64), repetitions, header, folder)
     if startup:
-        _startup(artifacts, float_weights, repetitions, header, folder)
+        _startup(dict(zip(names, artifacts, strict=True)), float_weights, repetitions, header, folder)
     if not roofline and not startup:
         from bitbybit.bench.compare import CompareOptions
 
@@ -93,14 +99,22 @@ def _compare(artifacts: list[Path], options: Any, header: dict[str, Any], folder
     if folder is None:
         return
     _write(folder / "bench.json", report)
-    for group in report["groups"]:
-        name = "bench.png" if len(report["groups"]) == 1 else f"bench-{group['model'] or 'network'}.png"
+    for group, name in zip(report["groups"], _plot_names(report["groups"]), strict=True):
         try:
             plot_comparison(group, header["machine"]["processor"], folder / name)
         except ImportError:
             errors.print("no plot: matplotlib is not installed")
             return
         _wrote(folder / name)
+
+
+def _plot_names(groups: list[dict[str, Any]]) -> list[str]:
+    """A file for each group; further groups of a backbone are numbered."""
+    if len(groups) == 1:
+        return ["bench.png"]
+    models = [group["model"] or "network" for group in groups]
+    earlier = [models[:index].count(model) for index, model in enumerate(models)]
+    return [f"bench-{model}{f'-{n + 1}' if n else ''}.png" for model, n in zip(models, earlier, strict=True)]
 
 
 def _roofline(
@@ -119,7 +133,7 @@ def _roofline(
 
 
 def _startup(
-    artifacts: list[Path],
+    artifacts: dict[str, Path],
     float_weights: Path | None,
     repetitions: int,
     header: dict[str, Any],
@@ -129,7 +143,11 @@ def _startup(
     from bitbybit.bench.tables import print_startup
 
     with progress_bar() as progress:
-        found = [measure_startup(path, float_weights, repetitions or 5, _CurrentStage(progress)) for path in artifacts]
+        stage = _CurrentStage(progress)
+        found = [
+            measure_startup(path, float_weights, repetitions or 5, stage) | {"artifact": name}
+            for name, path in artifacts.items()
+        ]
     for entry in found:
         print_startup(entry)
     if folder is not None:

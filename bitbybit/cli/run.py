@@ -17,7 +17,9 @@ BATCH = 64
 
 def run(
     artifact: Path = typer.Argument(..., help="Compiled artifact (.onnx)."),
-    images: Path = typer.Argument(..., help="PNG or JPEG file, a folder of them, .npy or .npz (uint8, n x h x w x 3)."),
+    images: Path = typer.Argument(
+        ..., help="PNG or JPEG file (upright by its EXIF), a folder of them, .npy or .npz (uint8, n x h x w x 3)."
+    ),
     top: int = typer.Option(3, min=1, help="Classes to print for each image."),
     limit: int = typer.Option(0, min=0, help="Only the first images; 0: all."),
     key: str = typer.Option("", help="Array of an .npz."),
@@ -30,21 +32,32 @@ def run(
     from bitbybit.cli.images import read_images
     from runtime import InferenceSession, SessionOptions
 
+    if profile is not None:
+        _check_target(profile, artifact, images)
     session = InferenceSession(artifact, SessionOptions(num_threads=threads, enable_profiling=profile is not None))
     height, width = _image_size(artifact, session)
-    found = read_images(images, height, width, key=key, resize=resize)
-    names = found.names[:limit] if limit else found.names
+    found = read_images(images, height, width, key=key, resize=resize, limit=limit)
     started = time.perf_counter()
-    logits = run_images(session, found.pixels[: len(names)])
+    logits = run_images(session, found.pixels)
     seconds = time.perf_counter() - started
     if profile is not None:
         session.end_profiling(profile)
-    rows = _top(logits, session.metadata.classes, names, top)
+    rows = _top(logits, session.metadata.classes, found.names, top)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
     _print(rows, top)
-    errors.print(f"{len(names)} images in {seconds:.2f} s, first-use compilation included", highlight=False)
+    errors.print(f"{len(found.names)} images in {seconds:.2f} s, first-use compilation included", highlight=False)
+
+
+def _check_target(profile: Path, artifact: Path, images: Path) -> None:
+    """Refuses to write a profile over what the command reads."""
+    from bitbybit.cli.images import image_files
+    from bitbybit.errors import ConfigError
+
+    inputs = [artifact, images, *(image_files(images) if images.is_dir() else [])]
+    if profile.exists() and any(path.exists() and profile.samefile(path) for path in inputs):
+        raise ConfigError(f"{profile}: expected a file for the profile, got an input of the command; pass another one")
 
 
 def _image_size(artifact: Path, session: Any) -> tuple[int, int]:
