@@ -77,7 +77,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                     [p["level"] for p in points],
                     [100 * p["mean"] for p in points],
                     [100 * p["spread"] for p in points],
-                    marker="o", markersize=3, capsize=2, color=f"C{ways.index(way)}",
+                    markersize=3, capsize=2, **_style(ways.index(way)),
                 )  # fmt: skip
             axis.set(ylim=(0, None))
             axis.grid(alpha=0.3)
@@ -86,9 +86,14 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes[0].set_ylabel(f"{backbone}: test accuracy, %")
     for axis, kind in zip(grid[-1], KINDS, strict=True):
         axis.set_xlabel(LABELS[kind])
-    handles = [plt.Line2D([], [], color=f"C{number}", marker="o", label=way) for number, way in enumerate(ways)]
+    handles = [plt.Line2D([], [], label=way, **_style(number)) for number, way in enumerate(ways)]
     figure.legend(handles=handles, loc="outside lower center", fontsize=8, ncols=5)
     figure.savefig(path, dpi=150)
+
+
+def _style(number: int) -> dict[str, Any]:
+    """Colours of the cycle, with dashes where it starts again."""
+    return {"color": f"C{number % 10}", "marker": "os"[number // 10 % 2], "linestyle": ("-", "--")[number // 10 % 2]}
 
 
 def _names(file: str) -> tuple[str, str]:
