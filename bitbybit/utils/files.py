@@ -26,7 +26,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     except OSError as e:
-        if e.filename is None:  # a full disk is found by a write, which knows no name
+        if e.errno and e.filename is None:  # a full disk is found by a write, which knows no name
             e.filename = str(path)
         raise
     finally:
